@@ -31,12 +31,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
         _flush(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         raise TomokitError(_explain(path, error)) from error
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if "PytorchStreamWriter" in str(error):  # torch.save hides the system's reason behind its own error
-            raise TomokitError(f"can't write {path}: the disk may be full ({error})") from error
+    except BaseException:
+        _remove(temporary)
         raise
 
 
@@ -82,6 +80,12 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file that may not be there, nor its folder."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        path.unlink()
 
 
 def _explain(path: Path, error: OSError) -> str:

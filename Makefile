@@ -1,0 +1,91 @@
+# Every target with one line: `make`. A target prints the command it runs; the commands are documented in README.md.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help install demo data train evaluate infer report tensorboard check-bundles test lint types notebooks bench release clean
+
+BUNDLE  ?= segmentation
+NETWORK ?=
+LAYERS  ?=
+DATA    ?=
+FROM    ?=
+RUN     ?= $(BUNDLE)
+INPUT   ?=
+NAME    ?= training
+ARGS    ?=
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+CONFIGS := bundles/$(BUNDLE)/configs
+MONAI   := $(BIN)/python -W "ignore:parsing config_file" -m monai.bundle run --config_file
+
+empty :=
+comma := ,
+space := $(empty) $(empty)
+# a list of files as the bundle command takes it: "['a.yaml','b.yaml']"
+files = "[$(subst $(space),$(comma),$(strip $(foreach file,$(1),'$(file)')))]"
+# numbers of a data set, a network, further layers (paths, or names in bundles/_layers)
+layers = $(wildcard $(CONFIGS)/data/$(DATA).yaml) $(NETWORK:%=$(CONFIGS)/networks/%.yaml) \
+         $(foreach layer,$(LAYERS),$(firstword $(wildcard $(layer) $(CONFIGS)/$(layer).yaml bundles/_layers/$(layer).yaml) $(layer)))
+trained = runs/$(RUN)/configs/train.yaml
+dataset = $(DATA:%=--dataset_dir %)
+# a bundle run that failed before our own checks could speak is explained by the lint
+explain = || { status=$$?; [ $$status -ne 1 ] || $(BIN)/tomokit lint $(1); exit $$status; }
+
+help:  ## print every target
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */: /' | awk -F': ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed  ## make .venv with the pinned versions
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install  ## the main job from data to predictions  [DATA= FROM= RUN=]
+	@$(MAKE) --no-print-directory data train evaluate infer report RUN=$(if $(filter command environment,$(origin RUN)),$(RUN),demo)
+
+data: install  ## make or copy a data set  [DATA= FROM=]
+	$(MONAI) $(CONFIGS)/data.yaml $(dataset) $(FROM:%=--source %) $(call explain,$(CONFIGS)/data.yaml)
+
+train: install  ## train a network  [BUNDLE= NETWORK= LAYERS= DATA= RUN=]
+	$(MONAI) $(call files,$(CONFIGS)/train.yaml $(layers)) --run_dir runs/$(RUN) $(dataset) $(ARGS) $(call explain,$(CONFIGS)/train.yaml $(layers))
+
+evaluate: install  ## score a run on its test cases  [RUN=]
+	$(MONAI) $(call files,$(trained) $(CONFIGS)/evaluate.yaml) $(ARGS) $(call explain,$(trained) $(CONFIGS)/evaluate.yaml)
+
+infer: install  ## use a run on new scans, or on its test images  [RUN= INPUT=]
+	$(MONAI) $(call files,$(trained) $(CONFIGS)/inference.yaml) $(INPUT:%=--input %) $(ARGS) $(call explain,$(trained) $(CONFIGS)/inference.yaml)
+
+report: install  ## print a run's measures  [RUN=]
+	$(BIN)/tomokit report runs/$(RUN)
+
+tensorboard: install  ## follow all runs in the browser
+	$(BIN)/tensorboard --logdir runs
+
+check-bundles: install  ## find what is wrong in the bundles' configs
+	$(BIN)/tomokit lint
+
+test: $(VENV)/.installed-dev  ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev  ## check style
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev  ## check types
+	$(BIN)/mypy
+
+notebooks: $(VENV)/.installed-dev  ## run every notebook as committed
+	$(BIN)/python -m pytest tests/test_notebooks.py $(ARGS)
+
+bench: install  ## measure and print a table  [NAME= RUN=]
+	$(BIN)/python benchmarks/$(NAME).py $(ARGS)
+
+release: $(VENV)/.installed-dev  ## build the wheel and the source archive
+	$(BIN)/python -m build --outdir dist
+
+clean:  ## remove what was built, not data or runs
+	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,145 @@
+"""What must hold before training starts: files, geometry, label values and patch size, all cases at once."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+
+from tomokit.errors import raise_problems
+from tomokit.geometry import axis_codes, grid_difference, spacing_from_affine
+from tomokit.labels import check_label_map
+
+Volume = tuple[np.ndarray, np.ndarray]  # array (X, Y, Z[, T]) as stored, affine 4x4 to world RAS in mm
+
+
+def check_cases(
+    cases: Mapping[str, Sequence[Mapping[str, Any]]],
+    labels: Mapping[str, str],
+    spacing: Sequence[float] | None = None,
+    patch_size: Sequence[int] | None = None,
+    minimum_size: Sequence[int] | None = None,
+) -> None:
+    """Raise one error with every problem of every case: unreadable, mismatched, NaN, wrong labels, too small.
+
+    Args:
+        cases: `{"training": entries, …}` as `datasets.select_cases` returns them.
+        labels: the label map; a label file's values, or an entry's class, must be among its keys.
+        spacing: the network's voxel size in mm along x, y, z (RAS); None leaves the source's.
+        patch_size: the training crop in voxels at that spacing.
+        minimum_size: smaller volumes are padded to this size in voxels before they are cropped.
+
+    Raises:
+        TomokitError: that names each case, its problem and what to do.
+    """
+    values = set(check_label_map(labels))
+    entries = list(chain.from_iterable(cases.values()))
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda entry: check_case(entry, values, spacing, patch_size, minimum_size), entries)
+        problems = list(chain.from_iterable(found))
+    raise_problems(f"{len(problems)} problems in the data; mend or remove these cases, then start again", problems)
+
+
+def check_case(
+    entry: Mapping[str, Any],
+    values: set[int],
+    spacing: Sequence[float] | None = None,
+    patch_size: Sequence[int] | None = None,
+    minimum_size: Sequence[int] | None = None,
+) -> list[str]:
+    """Return what is wrong with one case, a sentence each that starts with the case's name."""
+    problems: list[str] = []
+    paths = [entry["image"]] if isinstance(entry["image"], str) else list(entry["image"])
+    images = [_read(path, problems) for path in paths]
+    for path, image in zip(paths, images, strict=True):
+        if image is not None and not np.isfinite(image[0]).all():
+            count = int((~np.isfinite(image[0])).sum())
+            problems.append(f"{Path(path).name} has {count} voxels that are NaN or infinite; replace them")
+    first = images[0]
+    if first is not None:
+        for path, image in zip(paths[1:], images[1:], strict=True):
+            problems += _grid_problems(paths[0], first, path, image)
+        problems += _patch_problems(first, spacing, patch_size, minimum_size)
+    problems += _label_problems(entry, values, paths[0], first)
+    return [f"{entry['case']}: {problem}" for problem in problems]
+
+
+def _read(path: str, problems: list[str]) -> Volume | None:
+    """Return the array and affine of a NIfTI file, or None with the reason added to `problems`."""
+    if not Path(path).is_file():
+        problems.append(f"{path} does not exist; correct dataset.json or restore the file")
+        return None
+    try:
+        image = nibabel.load(path)
+        return np.asanyarray(image.dataobj), image.affine
+    except (ImageFileError, OSError, EOFError, ValueError, nibabel.spatialimages.HeaderDataError) as error:
+        problems.append(f"{path} can't be read ({type(error).__name__}: {error}); restore or remove the file")
+    except Exception as error:  # zlib.error and others that decompressors raise without a common base
+        problems.append(f"{path} is damaged ({type(error).__name__}: {error}); restore or remove the file")
+    return None
+
+
+def _grid_problems(first_path: str, first: Volume, path: str, other: Volume | None) -> list[str]:
+    """Return a sentence when two files of one case do not lie on the same grid."""
+    if other is None:
+        return []
+    difference = grid_difference(first[1], first[0].shape, other[1], other[0].shape)
+    if difference is None:
+        return []
+    return [f"{Path(first_path).name} and {Path(path).name} differ: {difference}; resample one onto the other"]
+
+
+def _label_problems(entry: Mapping[str, Any], values: set[int], image_path: str, image: Volume | None) -> list[str]:
+    """Return what is wrong with the entry's label: a class outside the map, or a file that does not fit."""
+    if not isinstance(entry["label"], str):
+        known = isinstance(entry["label"], int) and entry["label"] in values
+        return [] if known else [f"class {entry['label']!r} is not in the label map {sorted(values)}"]
+    problems: list[str] = []
+    label = _read(entry["label"], problems)
+    if label is None:
+        return problems
+    outside = sorted(set(np.unique(label[0]).tolist()) - values)
+    if outside:
+        shown = ", ".join(f"{value:g}" for value in outside[:5])
+        problems.append(
+            f"{Path(entry['label']).name} has values outside the label map {sorted(values)}: {shown}; "
+            "correct the file or the key `labels`"
+        )
+    if image is not None:
+        problems += _grid_problems(image_path, image, entry["label"], label)
+    return problems
+
+
+def _patch_problems(
+    image: Volume,
+    spacing: Sequence[float] | None,
+    patch_size: Sequence[int] | None,
+    minimum_size: Sequence[int] | None,
+) -> list[str]:
+    """Return a sentence when the training crop is larger than the volume at the network's spacing."""
+    if patch_size is None:
+        return []
+    size = size_at_spacing(image[0].shape, image[1], spacing)
+    padded = tuple(max(a, b) for a, b in zip(size, minimum_size or size, strict=True))
+    if all(patch <= length for patch, length in zip(patch_size, padded, strict=True)):
+        return []
+    return [
+        f"patch_size {tuple(patch_size)} is larger than the volume, {padded} voxels at the network's spacing; "
+        f"set patch_size to at most {padded}, or minimum_size to pad small volumes"
+    ]
+
+
+def size_at_spacing(shape: Sequence[int], affine: np.ndarray, spacing: Sequence[float] | None) -> tuple[int, ...]:
+    """Return the size in voxels along x, y, z (RAS) of a volume brought to `spacing` in mm."""
+    world_axis = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
+    order = np.argsort([world_axis[code] for code in axis_codes(affine)])
+    lengths = np.asarray(shape[:3], dtype=float)[order]
+    if spacing is not None:
+        # the first and last voxel centres stay: the extent between them is kept
+        own = np.asarray(spacing_from_affine(affine))[order]
+        lengths = (lengths - 1) * own / np.asarray(spacing) + 1
+    return tuple(int(length) for length in np.maximum(np.round(lengths), 1))

@@ -1,0 +1,196 @@
+"""Data sets in the Medical Segmentation Decathlon's layout: found by name or folder, read, brought in."""
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tomokit import phantoms
+from tomokit.errors import TomokitError, raise_problems
+from tomokit.files import read_json, write_json
+from tomokit.splits import PARTS, check_disjoint, draw_nnunet_folds, draw_split, read_split
+
+logger = logging.getLogger(__name__)
+
+PHANTOMS = {
+    "phantom-ct": (phantoms.make_segmentation_set, "CT"),
+    "phantom-mr": (phantoms.make_segmentation_set, "MR"),
+    "phantom-shapes-ct": (phantoms.make_classification_set, "CT"),
+    "phantom-shapes-mr": (phantoms.make_classification_set, "MR"),
+}
+INNER_VALIDATION_SHARE = 0.08
+Entry = dict[str, Any]
+
+
+def data_root() -> Path:
+    """Return the folder of all data sets: `$TOMOKIT_DATA`, or `data/sets` in the checkout or here."""
+    if configured := os.environ.get("TOMOKIT_DATA"):
+        return Path(configured)
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "bundles").is_dir() and (folder / "data").is_dir():
+            return folder / "data" / "sets"
+    return here / "data" / "sets"
+
+
+def find_dataset(dataset_dir: str | Path) -> Path:
+    """Return the folder of a data set given by its folder or by its name under `data_root()`.
+
+    Raises:
+        TomokitError: when there is none with a `dataset.json`; it says how to get one.
+    """
+    for folder in (Path(dataset_dir).expanduser(), data_root() / dataset_dir):
+        if (folder / "dataset.json").is_file():
+            return folder.resolve()
+    how = f"`tomokit data get {dataset_dir}`"
+    if str(dataset_dir) not in PHANTOMS:
+        how += " --from FOLDER, or give a folder that holds a dataset.json"
+    raise TomokitError(
+        f"no data set {str(dataset_dir)!r}: neither that folder nor {data_root() / dataset_dir} has a dataset.json; "
+        f"get it with {how}"
+    )
+
+
+def read_entries(folder: Path, sections: Sequence[str] = ("training", "validation", "test")) -> list[Entry]:
+    """Return the labelled entries of `folder/dataset.json`, with absolute paths and a case name and patient each.
+
+    An entry is `{"case", "patient", "image", "label", …}`; `image` is a path or a list of paths, one per
+    modality; `label` is a path or a class. Entries without a label are left out.
+
+    Raises:
+        TomokitError: when `dataset.json` is malformed, lists no labelled case, or names a case twice.
+    """
+    content = read_json(folder / "dataset.json")
+    if not isinstance(content, dict):
+        raise TomokitError(f"{folder / 'dataset.json'} must hold an object with `labels` and `training`")
+    raw = [item for section in sections for item in content.get(section, [])]
+    entries = [_resolve(folder, item) for item in raw if isinstance(item, dict) and "image" in item and "label" in item]
+    if not entries:
+        raise TomokitError(
+            f"{folder / 'dataset.json'} lists no labelled case; give `training` entries with `image` and `label`"
+        )
+    seen: dict[str, int] = {}
+    for entry in entries:
+        seen[entry["case"]] = seen.get(entry["case"], 0) + 1
+    raise_problems(
+        f"{folder / 'dataset.json'} has cases of the same name; give each image its own file name",
+        [f"{case} stands {count} times" for case, count in seen.items() if count > 1],
+    )
+    return entries
+
+
+def select_cases(
+    dataset_dir: str | Path,
+    split: str | Path,
+    fold: int,
+    seed: int = 0,
+    training: Sequence[str] | None = None,
+    validation: Sequence[str] | None = None,
+    test: Sequence[str] | None = None,
+) -> dict[str, list[Entry]]:
+    """Return `{"training": entries, "validation": entries, "test": entries}`, disjoint by patient.
+
+    The parts come from the three name lists when they are given (a finished run's config has them), else from
+    `split`: a file in the data set's folder or anywhere else, of which `fold` is taken. Where the data set
+    has no such file and `split` is the default `splits.json`, a 6:2:2 split by patient is drawn with `seed`.
+
+    Raises:
+        TomokitError: when the data set, the split or a named case is absent, or a patient is on two sides.
+    """
+    folder = find_dataset(dataset_dir)
+    entries = read_entries(folder)
+    if training is not None and validation is not None and test is not None:
+        names = dict(zip(PARTS, map(list, (training, validation, test)), strict=True))
+    else:
+        names = _names_of_split(folder, entries, split, fold, seed)
+    by_name = {entry["case"]: entry for entry in entries}
+    unknown = [f"{name} ({part})" for part in PARTS for name in names[part] if name not in by_name]
+    raise_problems(f"the split names cases that {folder} does not have; make the split again", unknown)
+    cases = {part: [by_name[name] for name in names[part]] for part in PARTS}
+    if not cases["training"]:
+        raise TomokitError(f"the split {split} (fold {fold}) of {folder} has no training case")
+    check_disjoint(cases)
+    return cases
+
+
+def get_dataset(name: str, to: str | Path | None = None, source: str | Path | None = None) -> Path:
+    """Return the folder of data set `name`, made (phantoms) or copied from the folder `source` when absent.
+
+    Raises:
+        TomokitError: when `name` is no phantom and `source` has no data set of that name.
+    """
+    target = Path(to) if to else data_root() / name
+    if (target / "dataset.json").is_file():
+        logger.info("%s is already there", target)
+    elif name in PHANTOMS:
+        make, modality = PHANTOMS[name]
+        make(target, modality=modality)
+    else:
+        _copy_dataset(name, Path(source) if source else None, target)
+    return target
+
+
+def unlabelled(entries: Sequence[Mapping[str, Any]]) -> list[Entry]:
+    """Return entries whose `label` is renamed `truth`, so that no transform reads it before the network ran."""
+    return [{("truth" if key == "label" else key): value for key, value in entry.items()} for entry in entries]
+
+
+def case_name(image: str | Sequence[str]) -> str:
+    """Return the case's name: the first image's file name without its suffixes."""
+    first = image if isinstance(image, str) else image[0]
+    name = PurePosixPath(first).name
+    for suffix in (".nii.gz", ".nii"):
+        if name.endswith(suffix):
+            return name.removesuffix(suffix)
+    return PurePosixPath(name).stem
+
+
+def _resolve(folder: Path, item: Mapping[str, Any]) -> Entry:
+    """Return one entry with absolute paths, its case name and its patient."""
+    case = case_name(item["image"])
+    image = item["image"]
+    label = item["label"]
+    return {
+        **item,
+        "case": case,
+        "patient": str(item.get("patient", case)),
+        "image": str(folder / image) if isinstance(image, str) else [str(folder / path) for path in image],
+        "label": str(folder / label) if isinstance(label, str) else label,
+    }
+
+
+def _names_of_split(
+    folder: Path, entries: Sequence[Entry], split: str | Path, fold: int, seed: int
+) -> dict[str, list[str]]:
+    """Return the case names of each part, read from the split file or drawn where there is none."""
+    for path in (folder / split, Path(split)):
+        if path.is_file():
+            return read_split(path, fold)
+    if str(split) != "splits.json":
+        raise TomokitError(f"no split file {str(split)!r}, neither in {folder} nor from here")
+    logger.info("%s has no splits.json: 6:2:2 by patient, drawn with seed %d", folder, seed)
+    return draw_split(entries, seed)
+
+
+def _copy_dataset(name: str, source: Path | None, target: Path) -> None:
+    """Copy `source/name` (or `source` itself) to `target` under a temporary name first, with its splits."""
+    if source is None:
+        raise TomokitError(f"{name!r} is not a phantom ({', '.join(PHANTOMS)}); say where it is with --from FOLDER")
+    found = next((folder for folder in (source / name, source) if (folder / "dataset.json").is_file()), None)
+    if found is None:
+        raise TomokitError(f"neither {source / name} nor {source} has a dataset.json; --from takes a mirror's folder")
+    partial = target.with_name(f".partial-{target.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(found, partial, copy_function=shutil.copyfile)
+    if not (partial / "splits.json").exists():
+        folds = draw_nnunet_folds(read_entries(partial), INNER_VALIDATION_SHARE, seed=0)
+        write_json(partial / "splits.json", {"method": "nnU-Net's five folds by name", "seed": 0, "folds": folds})
+    partial.rename(target)
+    logger.info("%s: %d labelled cases from %s", target, len(read_entries(target)), found)
+
+
+def images_of(entries: Sequence[Mapping[str, Any]]) -> list[str | list[str]]:
+    """Return the image, or the images of several modalities, of each entry."""
+    return [entry["image"] for entry in entries]

@@ -1,0 +1,143 @@
+"""Checkpoints: everything a training run needs to go on, and the plain weights that are used afterwards."""
+
+import copy
+import io
+import logging
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tomokit.engines.hardware import unwrap
+from tomokit.errors import TomokitError
+from tomokit.files import replacing
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+
+
+@dataclass
+class TrainingState:
+    """All that changes while a network is trained, as one thing that is saved and restored.
+
+    `best_epoch` is 0 until a validation has run. `history` has an entry per epoch: `{"epoch", "loss",
+    "learning_rate", "seconds", "seconds_per_step"}` and, where it was validated, `"metric"`.
+    """
+
+    trainer: Any
+    lr_scheduler: Any
+    best_epoch: int = 0
+    best_metric: float | None = None
+    best_weights: dict[str, torch.Tensor] | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def network(self) -> nn.Module:
+        """The network itself, without a distributed wrapper."""
+        return unwrap(self.trainer.network)
+
+    def validations_since_best(self) -> int:
+        """Return how many validations came after the best one: the early-stopping count."""
+        return sum("metric" in entry and entry["epoch"] > self.best_epoch for entry in self.history)
+
+    def keep_best(self, metric: float) -> None:
+        """Take the network's present weights, by value, as the best ones."""
+        self.best_epoch = self.trainer.state.epoch
+        self.best_metric = metric
+        self.best_weights = copy.deepcopy(self.network.state_dict())
+
+    def content(self) -> dict[str, Any]:
+        """Return everything as tensors, numbers, strings, lists and dicts, which `weights_only` loads."""
+        scaler = self.trainer.scaler
+        return {
+            "format": FORMAT,
+            "epoch": self.trainer.state.epoch,
+            "iteration": self.trainer.state.iteration,
+            "network": self.network.state_dict(),
+            "optimizer": self.trainer.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "best": {"epoch": self.best_epoch, "metric": self.best_metric, "network": self.best_weights},
+            "history": self.history,
+        }
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Take everything back from `content`, as it was at the end of the saved epoch."""
+        self.network.load_state_dict(content["network"])
+        self.trainer.optimizer.load_state_dict(content["optimizer"])
+        self.lr_scheduler.load_state_dict(content["lr_scheduler"])
+        self.trainer.state.epoch = content["epoch"]
+        self.trainer.state.iteration = content["iteration"]
+        best = content["best"]
+        self.best_epoch, self.best_metric, self.best_weights = best["epoch"], best["metric"], best["network"]
+        self.history = content["history"]
+
+
+def save(content: Any, path: str | Path) -> None:
+    """Write tensors and plain values with `torch.save`, whole or not at all."""
+    buffer = io.BytesIO()  # torch.save to a file hides the system's reason for a failed write
+    torch.save(content, buffer)
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Return a checkpoint's content, read with `weights_only=True`.
+
+    Raises:
+        TomokitError: when the file is absent, damaged, or holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise TomokitError(f"no checkpoint {path}; train the run first, or give another `checkpoint`")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise TomokitError(f"{path} is no checkpoint of weights: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise TomokitError(f"{path} holds a {type(content).__name__}, not a network's weights")
+    return content
+
+
+def find_checkpoint(run_dir: str | Path, checkpoint: str | Path) -> Path:
+    """Return the file that `checkpoint` means: `best` or `last` of the run, or a file's path.
+
+    `best` is by the inner validation; a run without validation has only `last`.
+
+    Raises:
+        TomokitError: when there is no such file; it names the ones there are.
+    """
+    folder = Path(run_dir) / "checkpoints"
+    path = folder / f"{checkpoint}.pt" if str(checkpoint) in ("best", "last") else Path(checkpoint)
+    if not path.is_file():
+        there = ", ".join(sorted(file.stem for file in folder.glob("*.pt"))) or "none"
+        raise TomokitError(f"no checkpoint {path}; set `checkpoint` to a file, best or last (this run has: {there})")
+    return path
+
+
+def load_weights(network: nn.Module, run_dir: str | Path, checkpoint: str | Path) -> Path:
+    """Load the weights that `checkpoint` means into the network and return their file.
+
+    Raises:
+        TomokitError: when the file is absent, or its weights do not fit the network; it counts what differs.
+    """
+    path = find_checkpoint(run_dir, checkpoint)
+    content = load(path)
+    weights = content["network"] if "network" in content and "format" in content else content
+    own = unwrap(network).state_dict()
+    missing = [key for key in own if key not in weights]
+    extra = [key for key in weights if key not in own]
+    other = [key for key in own if key in weights and own[key].shape != weights[key].shape]
+    if missing or extra or other:
+        examples = ", ".join([*missing, *extra, *other][:3])
+        raise TomokitError(
+            f"the weights of {path} are of another network: {len(missing)} missing, {len(extra)} unknown, "
+            f"{len(other)} of another shape ({examples}); use the config the run was trained with"
+        )
+    unwrap(network).load_state_dict(weights)
+    logger.info("weights: %s", path)
+    return path

@@ -1,0 +1,138 @@
+"""What depends on the machine: seeds and determinism, precision, memory format, processes."""
+
+import logging
+import os
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.data.utils import set_rnd
+from monai.engines import PrepareBatch as MonaiPrepareBatch
+from monai.utils import set_determinism
+from torch import Tensor, nn
+from torch.utils.data import Dataset, DistributedSampler
+
+from tomokit.errors import TomokitError
+
+logger = logging.getLogger(__name__)
+
+
+def set_seed(seed: int, deterministic: bool, device: str | torch.device) -> str:
+    """Seed every random generator, set the deterministic mode, and return the level that holds, a sentence.
+
+    On a CPU the deterministic mode gives bit-identical weights for the same number of threads. On CUDA some
+    3D kernels (adaptive pooling, trilinear upsampling backward) have no deterministic form: those warn.
+    """
+    if not deterministic:
+        set_determinism(seed, use_deterministic_algorithms=False)
+        level = "seeded: the same random draws, but kernels may round differently from run to run"
+    elif torch.device(device).type == "cpu":
+        set_determinism(seed, use_deterministic_algorithms=True)
+        level = f"bitwise: the same weights on this kind of machine with {torch.get_num_threads()} threads"
+    else:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        set_determinism(seed)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        level = "deterministic kernels where CUDA has them; the others warn"
+    logger.info("determinism: %s", level)
+    return level
+
+
+def seed_epoch(seed: int, epoch: int, dataset: object) -> None:
+    """Seed everything random in one epoch from `seed` and `epoch` alone, so that a resumed run draws the same."""
+    rank = int(os.environ.get("RANK", "0"))
+    state = int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])
+    random.seed(state)
+    np.random.seed(state)
+    torch.manual_seed(state)
+    set_rnd(dataset, seed=state)
+
+
+def choose_precision(device: str | torch.device, amp: bool) -> torch.dtype:
+    """Return the dtype of the network's arithmetic: bfloat16 or float16 where the hardware has it, else float32.
+
+    A CPU takes bfloat16 only with matrix units for it (AMX): with AVX-512 alone a training step in bfloat16
+    took 1.1 times as long as in float32 (docs/experiments.md).
+    """
+    kind = torch.device(device).type
+    if not amp:
+        return torch.float32
+    if kind == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if kind == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False):
+        return torch.bfloat16
+    return torch.float32
+
+
+def distributed_device() -> torch.device:
+    """Return this process's device under `torchrun`, with the process group set up: a GPU each, or the CPU.
+
+    Raises:
+        TomokitError: when it was not started by `torchrun`.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        raise TomokitError("multi_gpu.yaml needs one process per device; start it with `torchrun --nproc_per_node N -m`")
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    return device
+
+
+def place_network(network: nn.Module, device: str | torch.device) -> nn.Module:
+    """Return the network on its device in channels-last order, joined with the other processes' where there are."""
+    volumes = any(isinstance(module, nn.Conv3d) for module in network.modules())
+    network.to(device, memory_format=torch.channels_last_3d if volumes else torch.channels_last)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        on_gpu = torch.device(device).type == "cuda"
+        return nn.parallel.DistributedDataParallel(network, device_ids=[device] if on_gpu else None)
+    return network
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """Return the network itself, out of its distributed wrapper."""
+    return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+
+
+def make_sampler(dataset: Dataset, seed: int) -> DistributedSampler:
+    """Return a sampler whose order follows from `seed` and the epoch alone; each process draws its own share."""
+    joined = torch.distributed.is_available() and torch.distributed.is_initialized()
+    count = torch.distributed.get_world_size() if joined else 1
+    rank = torch.distributed.get_rank() if joined else 0
+    return DistributedSampler(dataset, num_replicas=count, rank=rank, shuffle=True, seed=seed)
+
+
+class PrepareBatch(MonaiPrepareBatch):
+    """Gives a batch's image and label as plain tensors on the device, the image in channels-last order.
+
+    Plain tensors, since each operation on MONAI's `MetaTensor` costs a Python call.
+    """
+
+    def __call__(
+        self,
+        batchdata: dict[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return `(image, label)`: (B, C, X, Y[, Z]) and (B, 1, X, Y[, Z]) or (B,)."""
+        image = to_channels_last(plain(batchdata["image"]).to(device, non_blocking=non_blocking, **kwargs))
+        label = batchdata.get("label")
+        if label is not None:
+            label = plain(torch.as_tensor(label)).to(device, non_blocking=non_blocking, **kwargs)
+        return image, label
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Return the tensor without MONAI's metadata; the values are shared."""
+    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+
+
+def to_channels_last(image: Tensor) -> Tensor:
+    """Return (B, C, X, Y[, Z]) in channels-last memory order; other shapes as they are."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return image.contiguous(memory_format=formats[image.ndim]) if image.ndim in formats else image

@@ -1,0 +1,58 @@
+"""The label map of a segmentation: which voxel value means which structure."""
+
+from collections.abc import Mapping
+
+from tomokit.errors import raise_problems
+
+
+def check_label_map(labels: Mapping[str, str] | Mapping[int, str]) -> dict[int, str]:
+    """Return the label map as `{0: "background", 1: "liver", …}`, in the order of its values.
+
+    Keys are voxel values, as whole numbers or text (JSON knows only text keys).
+
+    Raises:
+        TomokitError: listing every problem, when values are not 0, 1, 2, …, a name is empty or used twice, or
+            there is no structure beside the background.
+    """
+    names: dict[int, str] = {}
+    problems = []
+    for key, name in labels.items():
+        if not str(key).isdecimal():
+            problems.append(f'values must be whole numbers from 0, got {key!r}: {name!r}; write "0": "name"')
+        elif int(key) in names:
+            problems.append(f"value {int(key)} is given twice, as {names[int(key)]!r} and {name!r}")
+        else:
+            names[int(key)] = name
+    problems += _value_problems(names) if not problems else []
+    problems += _name_problems(list(labels.values()))
+    raise_problems("the label map (`labels`) is wrong:", problems)
+    return dict(sorted(names.items()))
+
+
+def foreground(labels: Mapping[str, str] | Mapping[int, str]) -> dict[int, str]:
+    """Return the structures of a label map, `{1: "liver", …}`: all values but the background's 0.
+
+    Raises:
+        TomokitError: when the label map is wrong, as in `check_label_map`.
+    """
+    return {value: name for value, name in check_label_map(labels).items() if value != 0}
+
+
+def _value_problems(names: Mapping[int, str]) -> list[str]:
+    """Return what is wrong with the voxel values."""
+    if len(names) < 2:
+        return [f"a background (0) and at least one structure are needed, got {dict(names)}"]
+    if sorted(names) != list(range(len(names))):
+        return [f"values must be 0, 1, 2, … without gaps, got {sorted(names)}"]
+    return []
+
+
+def _name_problems(names: list[str]) -> list[str]:
+    """Return what is wrong with the structures' names."""
+    problems = [
+        f"names must be text that is not empty, got {name!r}"
+        for name in names
+        if not isinstance(name, str) or not name.strip()
+    ]
+    twice = dict.fromkeys(name for name in names if isinstance(name, str) and names.count(name) > 1)
+    return problems + [f"the name {name!r} is used {names.count(name)} times" for name in twice]

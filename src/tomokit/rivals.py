@@ -1,0 +1,229 @@
+"""Cheap rivals to show beside a network: intensity thresholds, and a logistic regression on the histogram.
+
+Both see each intensity as stored and also normalised by the image's own percentiles, since the former carries
+the information in CT (HU) and the latter in MRI (arbitrary units).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from tomokit.errors import TomokitError
+
+HISTOGRAM_BINS = 32
+QUANTILES_PER_CASE = 1001
+
+Volume = NDArray[Any]
+Interval = tuple[float, float]
+Pairs = Callable[[], Iterable[tuple[Volume, Volume]]]  # called once a pass: one case in memory at a time
+
+
+class _Fit(NamedTuple):
+    interval: Interval
+    dice: float
+
+
+def normalise_intensity(image: Volume) -> NDArray[np.float32]:
+    """Return `image`, of any shape, with its own 1st percentile at 0 and its 99th at 1, unclipped."""
+    low, high = np.percentile(image, (1, 99))
+    return ((image - low) / max(float(high - low), 1e-6)).astype(np.float32)
+
+
+def fit_thresholds(
+    images: Sequence[Volume], labels: Sequence[Volume], label_count: int, bins: int = 200
+) -> list[Interval]:
+    """Return for each foreground label 1 … `label_count` - 1 the best interval `(low, high)`, both ends included.
+
+    The best interval has the highest mean Dice over the cases; its ends are sought among `bins` quantiles of
+    the label's intensities. `images` and `labels` are volumes of any shape, pairwise alike; intensities are
+    taken as they are, so pass `normalise_intensity(image)` where units are arbitrary. Only histograms are
+    kept per case.
+
+    Raises:
+        TomokitError: when the counts or shapes of images and labels differ, or a label occurs in no case.
+    """
+    if len(images) != len(labels):
+        raise TomokitError(
+            f"each image needs one label map, got {len(images)} images and {len(labels)} label maps"
+        )
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        _check_shapes(f"case {number}", image, label)
+    fits = _fit(lambda: zip(images, labels, strict=True), label_count, bins)
+    return [fit.interval for fit in fits]
+
+
+def apply_threshold(image: Volume, interval: Interval) -> NDArray[np.bool_]:
+    """Return where `image` lies within the interval `(low, high)`, both ends included."""
+    return (image >= interval[0]) & (image <= interval[1])
+
+
+def score_thresholds(
+    training_entries: Sequence[Mapping[str, Any]],
+    test_entries: Sequence[Mapping[str, Any]],
+    labels: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """Return a row `{"case", "patient", "class", "dice"}` per test case and foreground class of the best threshold.
+
+    Intervals are fitted on the training cases alone, on stored and on normalised intensities; for each class
+    the kind with the higher training Dice is used. Entries hold `case`, `image` and `label` (NIfTI files on
+    one grid) and perhaps `patient`; `labels` is dataset.json's, `{"0": "background", "1": …}`. `dice` is in 0
+    … 1, or None where truth and prediction are both empty.
+
+    Raises:
+        TomokitError: when an image and its label differ in shape, or a label occurs in no training case.
+    """
+    names = {int(value): name for value, name in labels.items() if int(value) > 0}
+    label_count = max(names, default=0) + 1
+    stored = _fit(lambda: _load_pairs(training_entries), label_count, 200)
+    normalised = _fit(lambda: _normalise_pairs(_load_pairs(training_entries)), label_count, 200)
+    rows = []
+    for entry, (image, label) in zip(test_entries, _load_pairs(test_entries), strict=True):
+        alike = normalise_intensity(image)
+        for value, name in names.items():
+            raw, own = stored[value - 1], normalised[value - 1]
+            if own.dice > raw.dice:
+                found = apply_threshold(alike, own.interval)
+            else:
+                found = apply_threshold(image, raw.interval)
+            rows.append(_identify(entry) | {"class": name, "dice": _dice(found, label == value)})
+    return rows
+
+
+def score_histogram(
+    training_entries: Sequence[Mapping[str, Any]],
+    test_entries: Sequence[Mapping[str, Any]],
+    classes: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """Return a row `{"case", "patient", "truth", "p_<class>" …}` per test case of a regression on the histogram.
+
+    The features are the shares of voxels in 32 bins of the stored and in 32 of the normalised intensities,
+    between the training images' 0.5th and 99.5th percentiles, standardised by the training cases. Entries
+    hold `case`, `image` (NIfTI) and `label` (an integer class); `classes` is dataset.json's `labels`, `{"0":
+    "compact", …}`. `truth` is the class's name and each `p_` its probability, 0 for a class without training
+    cases.
+
+    Raises:
+        TomokitError: when the training cases are all of one class, or a label is no class.
+    """
+    names = {int(value): name for value, name in classes.items()}
+    for entry in [*training_entries, *test_entries]:
+        if entry["label"] not in names:
+            known = ", ".join(str(value) for value in names)
+            raise TomokitError(f"{entry['case']} has the label {entry['label']!r}; the classes are {known}")
+    targets = np.array([int(entry["label"]) for entry in training_entries])
+    if len(np.unique(targets)) < 2:
+        seen = ", ".join(names[value] for value in np.unique(targets).tolist()) or "none"
+        raise TomokitError(f"a classifier needs training cases of at least two classes, got only: {seen}")
+    edges = _histogram_edges(training_entries)
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    model.fit(np.stack([_histogram(entry, edges) for entry in training_entries]), targets)
+    rows = []
+    for entry in test_entries:
+        probabilities = model.predict_proba(_histogram(entry, edges)[None])[0].tolist()
+        known_classes = dict(zip(model.classes_.tolist(), probabilities, strict=True))
+        scores = {f"p_{name}": known_classes.get(value, 0.0) for value, name in names.items()}
+        rows.append(_identify(entry) | {"truth": names[int(entry["label"])]} | scores)
+    return rows
+
+
+def _identify(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {"case": entry["case"], "patient": entry.get("patient", entry["case"])}
+
+
+def _load(path: str | Path) -> Volume:
+    return np.asanyarray(nib.load(path).dataobj)
+
+
+def _load_pairs(entries: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Volume, Volume]]:
+    for entry in entries:
+        image, label = _load(entry["image"]), _load(entry["label"])
+        _check_shapes(entry["case"], image, label)
+        yield image, label
+
+
+def _normalise_pairs(pairs: Iterable[tuple[Volume, Volume]]) -> Iterator[tuple[Volume, Volume]]:
+    for image, label in pairs:
+        yield normalise_intensity(image), label
+
+
+def _check_shapes(case: str, image: Volume, label: Volume) -> None:
+    if image.shape != label.shape:
+        raise TomokitError(
+            f"{case}: image {image.shape} and label {label.shape} differ in shape; resample one of them"
+        )
+
+
+def _dice(found: Volume, truth: Volume) -> float | None:
+    total = int(found.sum()) + int(truth.sum())
+    return 2 * int((found & truth).sum()) / total if total else None
+
+
+def _fit(pairs: Pairs, label_count: int, bins: int) -> list[_Fit]:
+    """Return the best interval and its mean training Dice for each foreground label, in two passes over the cases."""
+    edges = _label_edges(pairs, label_count, bins)
+    dice_sums = [np.zeros((len(edge) - 1,) * 2) for edge in edges]
+    dice_counts = [np.zeros((len(edge) - 1,) * 2) for edge in edges]
+    for image, label in pairs():
+        for value, edge in enumerate(edges, start=1):
+            dice = _interval_dice(image, label == value, edge)
+            dice_counts[value - 1] += ~np.isnan(dice)
+            dice_sums[value - 1] += np.nan_to_num(dice)
+    fits = []
+    for edge, sums, counts in zip(edges, dice_sums, dice_counts, strict=True):
+        mean = np.triu(sums / np.maximum(counts, 1))
+        first, last = np.unravel_index(int(mean.argmax()), mean.shape)
+        fits.append(_Fit((float(edge[first]), float(edge[last + 1])), float(mean.max())))
+    return fits
+
+
+def _label_edges(pairs: Pairs, label_count: int, bins: int) -> list[NDArray[np.float64]]:
+    """Return for each label the quantiles of its intensities, each case weighing the same."""
+    samples: list[list[NDArray[np.float64]]] = [[] for _ in range(1, label_count)]
+    for image, label in pairs():
+        for value in range(1, label_count):
+            inside = image[label == value]
+            if inside.size:
+                samples[value - 1].append(np.quantile(inside, np.linspace(0, 1, QUANTILES_PER_CASE)))
+    absent = [str(value) for value in range(1, label_count) if not samples[value - 1]]
+    if absent:
+        raise TomokitError(f"label {', '.join(absent)} occurs in no training case; remove it from `labels`")
+    edges = [np.unique(np.quantile(np.concatenate(each), np.linspace(0, 1, bins + 1))) for each in samples]
+    return [edge if len(edge) > 1 else np.repeat(edge, 2) for edge in edges]
+
+
+def _interval_dice(image: Volume, truth: Volume, edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the Dice (first bin, last bin) of every interval; NaN where truth and prediction are both empty."""
+    hits = np.concatenate([[0], np.cumsum(np.histogram(image[truth], edges)[0])])
+    found = np.concatenate([[0], np.cumsum(np.histogram(image, edges)[0])])
+    overlap = hits[None, 1:] - hits[:-1, None]
+    total = found[None, 1:] - found[:-1, None] + int(truth.sum())
+    return np.where(total > 0, 2 * overlap / np.maximum(total, 1), np.nan)
+
+
+def _histogram_edges(entries: Sequence[Mapping[str, Any]]) -> list[NDArray[np.float64]]:
+    """Return the bins of the stored and of the normalised intensities, open at both ends."""
+    samples: tuple[list[Volume], list[Volume]] = ([], [])
+    for entry in entries:
+        image = _load(entry["image"])
+        for kind, volume in zip(samples, (image, normalise_intensity(image)), strict=True):
+            kind.append(np.quantile(volume, np.linspace(0, 1, QUANTILES_PER_CASE)))
+    limits = [np.percentile(np.concatenate(kind), (0.5, 99.5)) for kind in samples]
+    return [
+        np.concatenate([[-np.inf], np.linspace(low, high, HISTOGRAM_BINS - 1), [np.inf]])
+        for low, high in limits
+    ]
+
+
+def _histogram(entry: Mapping[str, Any], edges: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Return the shares of voxels in each bin, of the stored and then of the normalised intensities."""
+    image = _load(entry["image"])
+    volumes = (image, normalise_intensity(image))
+    counts = [np.histogram(volume, bins)[0] for volume, bins in zip(volumes, edges, strict=True)]
+    return np.concatenate(counts) / image.size

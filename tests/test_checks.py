@@ -1,0 +1,86 @@
+import nibabel
+import numpy as np
+import pytest
+
+from tomokit.checks import check_cases, size_at_spacing
+from tomokit.errors import TomokitError
+
+LABELS = {"0": "background", "1": "liver"}
+SHAPE = (12, 14, 16)
+
+
+@pytest.fixture
+def entry(write_volume):
+    image = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    label = np.zeros(SHAPE, np.uint8)
+    label[3:6, 3:6, 3:6] = 1
+    return {
+        "case": "case_7",
+        "patient": "p7",
+        "image": write_volume("image.nii.gz", image),
+        "label": write_volume("label.nii.gz", label),
+    }
+
+
+def check(*entries, **kwargs):
+    check_cases({"training": entries, "validation": [], "test": []}, LABELS, **kwargs)
+
+
+def test_a_clean_case_passes(entry):
+    check(entry, spacing=(1, 1, 1), patch_size=(12, 12, 12))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("label.nii.gz", lambda a: a[:-1], r"label\.nii\.gz differ: .*11"),
+        ("label.nii.gz", lambda a: a * 7, r"values outside the label map \[0, 1\]: 7"),
+        ("image.nii.gz", lambda a: np.where(a > 2.5, np.nan, a), r"voxels that are NaN or infinite"),
+        ("label.nii.gz", lambda a: a.astype(np.float32) * 0.5, r"values outside the label map \[0, 1\]: 0\.5"),
+    ],
+)
+def test_a_fault_in_the_voxels_is_named_with_its_case(entry, write_volume, tmp_path, name, change, message):
+    array = np.asanyarray(nibabel.load(tmp_path / name).dataobj)
+    write_volume(name, change(array))
+    with pytest.raises(TomokitError, match=rf"case_7: .*{message}"):
+        check(entry)
+
+
+def test_another_affine_is_named_in_mm(entry, write_volume):
+    affine = np.diag([1.0, 1, 1, 1])
+    affine[0, 3] = 5
+    write_volume("label.nii.gz", np.zeros(SHAPE, np.uint8), affine)
+    with pytest.raises(TomokitError, match=r"case_7: image\.nii\.gz and label\.nii\.gz differ: .*5"):
+        check(entry)
+
+
+def test_absent_and_unreadable_files_are_named(entry, tmp_path):
+    (tmp_path / "label.nii.gz").unlink()
+    (tmp_path / "image.nii.gz").write_bytes((tmp_path / "image.nii.gz").read_bytes()[:500])
+    with pytest.raises(TomokitError) as caught:
+        check(entry)
+    assert "label.nii.gz does not exist" in str(caught.value)
+    assert "image.nii.gz can't be read" in str(caught.value) or "image.nii.gz is damaged" in str(caught.value)
+
+
+def test_all_cases_are_collected_in_one_error(entry):
+    other = {**entry, "case": "case_8", "image": "nowhere.nii.gz"}
+    third = {**entry, "case": "case_9", "label": 5}
+    with pytest.raises(TomokitError, match=r"(?s)2 problems.*case_8: nowhere.*case_9: class 5"):
+        check(entry, other, third)
+
+
+def test_a_crop_larger_than_the_volume_names_case_and_remedy(entry):
+    with pytest.raises(TomokitError, match=r"case_7: patch_size \(12, 16, 16\) .*\(12, 14, 16\).*minimum_size"):
+        check(entry, patch_size=(12, 16, 16))
+    check(entry, patch_size=(12, 16, 16), minimum_size=(0, 16, 0))
+
+
+def test_size_at_spacing_follows_monai(write_volume):
+    from monai.transforms import Compose, LoadImage, Orientation, Spacing
+
+    affine = nibabel.orientations.inv_ornt_aff(nibabel.orientations.axcodes2ornt("PSL"), SHAPE)
+    affine = affine @ np.diag([0.7, 2.1, 3.3, 1])
+    path = write_volume("a.nii.gz", np.zeros(SHAPE, np.float32), affine)
+    load = Compose([LoadImage(ensure_channel_first=True), Orientation("RAS", labels=None), Spacing((1, 1.5, 2))])
+    assert size_at_spacing(SHAPE, affine, (1, 1.5, 2)) == tuple(load(path).shape[1:])

@@ -1,0 +1,76 @@
+import json
+import os
+import resource
+import signal
+
+import pytest
+import torch
+
+from tomokit.engines.checkpoints import save
+from tomokit.errors import TomokitError, raise_problems
+from tomokit.files import read_json, replacing, write_json, write_table, write_text
+
+
+@pytest.fixture
+def small_disk():
+    """Let no file of this process pass 4 kB, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"x": 1})
+    with pytest.raises(RuntimeError, match="stop"), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("stop")
+    assert json.loads(path.read_text()) == {"x": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_full_disk_gives_one_clear_error_and_keeps_the_old_file(tmp_path, small_disk):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(TomokitError, match=r"can't write .*a\.txt: .*--resume true"):
+        write_text(path, "x" * 10_000)
+    with pytest.raises(TomokitError, match=r"can't write .*w\.pt"):
+        save({"weights": torch.zeros(10_000)}, tmp_path / "w.pt")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_file_where_a_folder_should_be_is_named(tmp_path):
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(TomokitError, match=r"can't write .*runs/a/b\.txt"):
+        write_text(tmp_path / "runs" / "a" / "b.txt", "x")
+
+
+def test_temporary_name_keeps_the_suffixes(tmp_path):
+    with replacing(tmp_path / "a.nii.gz") as temporary:
+        assert temporary.name.endswith("a.nii.gz") and temporary.parent == tmp_path
+        temporary.touch()
+
+
+def test_table_has_every_column_in_order_of_appearance(tmp_path):
+    write_table(tmp_path / "t.csv", [{"case": "a", "dice": 0.5}, {"case": "b", "ml": None}])
+    assert (tmp_path / "t.csv").read_text() == "case,dice,ml\na,0.5,\nb,,\n"
+
+
+def test_json_refuses_nan_and_reading_says_what_is_wrong(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    with pytest.raises(TomokitError, match="does not exist"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(TomokitError, match="is not valid JSON"):
+        read_json(tmp_path / "a.json")
+
+
+def test_problems_are_shown_together_and_counted():
+    raise_problems("never", [])
+    with pytest.raises(TomokitError, match=r"(?s)bad\n  - p0\n.*- p19\n  … and 5 more"):
+        raise_problems("bad", [f"p{i}" for i in range(25)])

@@ -1,0 +1,121 @@
+import json
+
+import pytest
+from rich.console import Console
+
+from tomokit.errors import TomokitError
+from tomokit.report import print_run
+
+
+def entry(mean, low=None, high=None, n=12):
+    return {"mean": mean, "ci95": None if low is None else [low, high], "n": n, "cases": n}
+
+
+SEGMENTATION = {
+    "task": "segmentation",
+    "summary": {"dice": entry(0.8, 0.75, 0.84)},
+    "per_class": {"liver": {"dice": entry(0.9, 0.85, 0.94)}, "lesion [1]": {"dice": entry(None, n=0)}},
+    "rivals": {
+        "threshold": {
+            "summary": {"dice": entry(0.4)},
+            "per_class": {"liver": {"dice": entry(0.413, 0.3, 0.5)}},
+        }
+    },
+    "seconds": 12.34,
+    "peak_rss_gb": 1.234,
+    "picture": "overlay.png",
+}
+CLASSIFICATION = {
+    "task": "classification",
+    "summary": {
+        "auc": entry(0.95, 0.9, 1.0),
+        "accuracy": entry(0.85),
+        "balanced_accuracy": entry(0.84, 0.8, 0.9),
+    },
+    "per_class": {"benign": {"sensitivity": entry(0.7)}, "malignant": {"sensitivity": entry(0.6)}},
+    "rivals": {"intensity": {"summary": {"auc": entry(0.61)}, "per_class": {}}},
+}
+
+
+def printed(run_dir, metrics, validation=None):
+    """Return the lines that a run prints on a terminal of 80 columns."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "metrics.json").write_text(json.dumps(metrics))
+    if validation is not None:
+        (run_dir / "validation.json").write_text(json.dumps(validation))
+    console = Console(width=80, record=True, quiet=False, file=(run_dir / "out.txt").open("w"))
+    print_run(run_dir, console)
+    console.file.close()
+    return console.export_text().splitlines()
+
+
+def cells(lines, title):
+    """Return the cells of the table's row with this title."""
+    found = [line for line in lines if line.startswith(f"│ {title} ")]
+    assert len(found) == 1, lines
+    return [cell.strip() for cell in found[0].strip("│").split("│")]
+
+
+def test_a_segmentation_run(tmp_path):
+    lines = printed(tmp_path, SEGMENTATION, {"seconds_per_step": 0.2512})
+    assert cells(lines, "liver") == ["liver", "0.900 [0.850, 0.940]", "0.413", "12"]
+    assert cells(lines, "lesion [1]") == ["lesion [1]", "–", "–", "0"]
+    assert cells(lines, "mean") == ["mean", "0.800 [0.750, 0.840]", "0.400", "12"]
+    assert "threshold, Dice" in "\n".join(lines)
+    assert lines[-5:] == [
+        "seconds per training step: 0.251",
+        "seconds to evaluate: 12.3",
+        "peak memory: 1.23 GB",
+        f"results: {tmp_path}",
+        f"picture: {tmp_path / 'overlay.png'}",
+    ]
+
+
+def test_a_classification_run(tmp_path):
+    lines = printed(tmp_path, CLASSIFICATION)
+    assert cells(lines, "AUC") == ["AUC", "0.950 [0.900, 1.000]", "0.610", "12"]
+    assert cells(lines, "accuracy") == ["accuracy", "0.850", "–", "12"]
+    assert cells(lines, "balanced accuracy")[1] == "0.840 [0.800, 0.900]"
+    assert cells(lines, "sensitivity, malignant")[1] == "0.600"
+    assert "seconds per training step: not measured" in lines
+    assert "peak memory: not measured" in lines
+    assert not any("picture" in line for line in lines)
+
+
+def test_a_run_without_rivals_has_no_column_for_them(tmp_path):
+    lines = printed(tmp_path, {**SEGMENTATION, "rivals": {}})
+    assert cells(lines, "liver") == ["liver", "0.900 [0.850, 0.940]", "12"]
+
+
+def test_the_table_fits_80_columns_and_paths_stay_whole(tmp_path):
+    long_name = "a structure whose name is far longer than the place that a table of 80 columns has for it"
+    metrics = {**SEGMENTATION, "per_class": {long_name: {"dice": entry(0.9, 0.85, 0.94)}}}
+    run_dir = tmp_path / ("deep" * 15) / ("deeper" * 10)
+    lines = printed(run_dir, metrics)
+    assert max(len(line) for line in lines if not line.startswith(("results", "picture"))) <= 80
+    assert "0.900 [0.850, 0.940]" in "\n".join(lines)
+    assert f"picture: {run_dir / 'overlay.png'}" in lines
+
+
+def test_prints_to_the_terminal_by_default(tmp_path, capsys):
+    (tmp_path / "metrics.json").write_text(json.dumps(CLASSIFICATION))
+    print_run(str(tmp_path))
+    assert "AUC" in capsys.readouterr().out
+
+
+def test_a_run_that_was_not_evaluated(tmp_path):
+    with pytest.raises(TomokitError, match=f"does not exist; `make evaluate RUN={tmp_path}` makes it"):
+        print_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({**SEGMENTATION, "task": "counting"}, "got 'counting'"),
+        ({"summary": {}}, "got None"),
+        ({"task": "segmentation", "summary": {}}, r"lacks \['per_class'\]; run `make evaluate RUN="),
+    ],
+)
+def test_metrics_that_are_not_a_runs(tmp_path, metrics, message):
+    with pytest.raises(TomokitError, match=message):
+        printed(tmp_path, metrics)
