@@ -105,9 +105,10 @@ def is_text(value: Any) -> bool:
 
 def nearest(name: str, candidates: Iterable[str], cutoff: float = 0.6) -> str | None:
     """Return the candidate whose spelling is closest, upper and lower case alike; None if none is close."""
-    by_lower = {candidate.lower(): candidate for candidate in candidates if candidate != name}
-    close = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=cutoff)
-    return by_lower[close[0]] if close else None
+    names = sorted({candidate for candidate in candidates if candidate != name})
+    close = difflib.get_close_matches(name.lower(), {n.lower() for n in names}, n=1, cutoff=cutoff)
+    alike = [candidate for candidate in names if candidate.lower() in close]
+    return max(alike, key=lambda n: difflib.SequenceMatcher(None, name, n).ratio(), default=None)
 
 
 def suggest(name: str, candidates: Iterable[str]) -> str:
@@ -307,7 +308,9 @@ def reference_findings(config: dict[str, Any], merged: Merged) -> list[Finding]:
     findings = []
     for reader, target in undefined_references(config):
         same_depth = [i for i in defined if i.count(SEPARATOR) == target.count(SEPARATOR)]
-        text = f"`{reader}` refers to `@{target}`, which is not defined{suggest(target, same_depth)}"
+        match = nearest(target, same_depth)
+        advice = f"; did you mean `@{match}`?" if match else ""
+        text = f"`{reader}` refers to `@{target}`, which is not defined{advice}"
         findings.append(Finding(merged.file_of(reader), reader, "reference", text))
     return findings
 

@@ -150,7 +150,8 @@ def _set_values(parser: ConfigParser, values: dict[str, Any]) -> None:
     """Set values while MONAI resolves: `parser[id] = …` would discard the items it works on."""
     for key, value in values.items():
         block, name = ReferenceResolver.split_id(key, last=True)
-        parser[block][name] = value
+        parent = parser[block]
+        parent[int(name) if isinstance(parent, list) else name] = value
         item = parser.ref_resolver.get_item(key)
         if item is not None:
             item.update_config(value)

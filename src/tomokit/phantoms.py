@@ -22,7 +22,7 @@ MODALITIES = ("CT", "MRI")
 SEGMENTATION_LABELS = {"0": "background", "1": "liver", "2": "spleen", "3": "lesion"}
 CLASSIFICATION_LABELS = {"0": "compact", "1": "elongated"}
 NOMINAL_SPACING_MM = 2.5
-ELONGATION = 3.0  # long over short axis of an elongated lesion
+ELONGATION = 4.0  # long over short axis of an elongated lesion
 MINIMUM_SIZE = 16
 # Axis codes of the stored grids; RAS is listed twice, as the most frequent one.
 ORIENTATIONS = ("RAS", "RAS", "LPS", "LAS", "RPS", "LPI", "PSR", "ASL")
@@ -157,9 +157,13 @@ def make_classification_set(
         _save(Path(directory) / image, case.image.astype(case.truth["stored_as"]), case.affine)
         return {"image": image, "label": case.truth["class"], "patient": f"patient_{index:03d}"}
 
-    header = { "name": f"phantom-{modality.lower()}-classes", "description": "Synthetic organs with one
-    lesion, compact or elongated, alike in volume and intensity", "modality": {"0": modality}, "labels":
-    CLASSIFICATION_LABELS, } _write_set(Path(directory), header, write, (cases, test_cases, seed), progress)
+    header = {
+        "name": f"phantom-{modality.lower()}-classes",
+        "description": "Synthetic organs with one lesion, compact or elongated, alike in volume and intensity",
+        "modality": {"0": modality},
+        "labels": CLASSIFICATION_LABELS,
+    }
+    _write_set(Path(directory), header, write, (cases, test_cases, seed), progress)
 
 
 def make_segmentation_case(modality: str = "CT", size: int = 64, seed: int = 0, index: int = 0) -> Phantom:
@@ -320,7 +324,7 @@ def _draw_grid(rng: Generator, size: int) -> _Grid:
     spacing = np.array([slices if code in "SI" else in_plane for code in orientation])
     directions = np.zeros((3, 3))
     for axis, code in enumerate(orientation):
-            world_axis = next(number for number, codes in enumerate(row) if code in codes)
+        world_axis = next(number for number, pair in enumerate(("LR", "PA", "IS")) if code in pair)
         directions[world_axis, axis] = 1 if code in "RAS" else -1
     degrees = float(rng.uniform(2, 8)) if rng.random() < 0.4 else 0.0
     linear = _rotation(rng.normal(size=3), degrees) @ directions * spacing
@@ -342,9 +346,7 @@ def _rotation(axis: NDArray[np.float64], degrees: float) -> NDArray[np.float64]:
     return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
 
 
-def _place_patient(
-    rng: Generator, grid: _Grid, size: int
-) -> tuple[Array, Move]:
+def _place_patient(rng: Generator, grid: _Grid, size: int) -> tuple[Array, Move]:
     """Return the voxels' places in the patient's own frame (3, X, Y, Z) in mm, and the way back to world."""
     turn = _rotation(rng.normal(size=3), float(rng.uniform(0, 5)))
     shift = rng.uniform(-0.025, 0.025, 3) * size * NOMINAL_SPACING_MM
@@ -415,9 +417,10 @@ def _ellipsoid(points: Array, centre: ArrayLike, radii: ArrayLike) -> Array:
     """Return the distance to an ellipsoid, exact to first order at its surface."""
     offset = points - np.asarray(centre, np.float32).reshape(3, 1, 1, 1)
     scale = 1 / np.asarray(radii, np.float32)
-    square = np.einsum("ixyz,ixyz,i->xyz", offset, offset, scale**2)
-    slope = np.einsum("ixyz,ixyz,i->xyz", offset, offset, scale**4)
-    return (square - np.sqrt(square)) / np.sqrt(slope + 1e-9)
+    tiny = np.float32(1e-8)  # keeps the very centre inside, where both sums vanish
+    square = np.einsum("ixyz,ixyz,i->xyz", offset, offset, scale**2) + tiny
+    slope = np.einsum("ixyz,ixyz,i->xyz", offset, offset, scale**4) + tiny * scale.max() ** 2
+    return (square - np.sqrt(square)) / np.sqrt(slope)
 
 
 def _pillar(points: Array, centre: Sequence[float], radii: Sequence[float], power: float = 2.0) -> Array:
@@ -572,8 +575,8 @@ def _paint_organ(rng: Generator, canvas: _Canvas, elongated: bool) -> dict[str, 
         place *= rng.uniform(0.55, 0.75) / np.linalg.norm(place)
         canvas.paint(_ellipsoid(points, place, np.full(3, rng.uniform(0.08, 0.14))), "fluid")
     aspect = np.array([1, 1, ELONGATION]) if elongated else np.ones(3)
-    semi_axes = rng.uniform(0.25, 0.33) * aspect / np.prod(aspect) ** (1 / 3)
-    centre = rng.uniform(-0.12, 0.12, 3)
+    semi_axes = rng.uniform(0.23, 0.3) * aspect / np.prod(aspect) ** (1 / 3)
+    centre = rng.uniform(-0.1, 0.1, 3)
     offset = canvas.points - centre.astype(np.float32).reshape(3, 1, 1, 1)
     canvas.paint(_ellipsoid(np.tensordot(_any_rotation(rng), offset, 1), (0, 0, 0), semi_axes), "fluid", 1)
     return _tell_lesion(centre * canvas.unit_mm, semi_axes * canvas.unit_mm)

@@ -39,7 +39,7 @@ def normalise_intensity(image: Volume) -> NDArray[np.float32]:
 def fit_thresholds(
     images: Sequence[Volume], labels: Sequence[Volume], label_count: int, bins: int = 200
 ) -> list[Interval]:
-    """Return for each foreground label 1 … `label_count` - 1 the best interval `(low, high)`, both ends included.
+    """Return the best interval `(low, high)`, ends included, of each foreground label 1 … `label_count` - 1.
 
     The best interval has the highest mean Dice over the cases; its ends are sought among `bins` quantiles of
     the label's intensities. `images` and `labels` are volumes of any shape, pairwise alike; intensities are
@@ -61,7 +61,8 @@ def fit_thresholds(
 
 def apply_threshold(image: Volume, interval: Interval) -> NDArray[np.bool_]:
     """Return where `image` lies within the interval `(low, high)`, both ends included."""
-    return (image >= interval[0]) & (image <= interval[1])
+    values = np.asarray(image, np.float64)  # the ends of a fitted interval are exact in this type alone
+    return (values >= interval[0]) & (values <= interval[1])
 
 
 def score_thresholds(
@@ -69,12 +70,12 @@ def score_thresholds(
     test_entries: Sequence[Mapping[str, Any]],
     labels: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """Return a row `{"case", "patient", "class", "dice"}` per test case and foreground class of the best threshold.
+    """Return a row `{"case", "patient", "class", "dice"}` of the best threshold per test case and class.
 
     Intervals are fitted on the training cases alone, on stored and on normalised intensities; for each class
     the kind with the higher training Dice is used. Entries hold `case`, `image` and `label` (NIfTI files on
-    one grid) and perhaps `patient`; `labels` is dataset.json's, `{"0": "background", "1": …}`. `dice` is in 0
-    … 1, or None where truth and prediction are both empty.
+    one grid) and perhaps `patient`; `labels` is dataset.json's, `{"0": "background", "1": …}`. `dice` is
+    in 0 … 1, or None where truth and prediction are both empty.
 
     Raises:
         TomokitError: when an image and its label differ in shape, or a label occurs in no training case.
@@ -101,9 +102,9 @@ def score_histogram(
     test_entries: Sequence[Mapping[str, Any]],
     classes: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """Return a row `{"case", "patient", "truth", "p_<class>" …}` per test case of a regression on the histogram.
+    """Return a row `{"case", "patient", "truth", "p_<class>" …}` of a logistic regression per test case.
 
-    The features are the shares of voxels in 32 bins of the stored and in 32 of the normalised intensities,
+    Its features are the shares of voxels in 32 bins of the stored and in 32 of the normalised intensities,
     between the training images' 0.5th and 99.5th percentiles, standardised by the training cases. Entries
     hold `case`, `image` (NIfTI) and `label` (an integer class); `classes` is dataset.json's `labels`, `{"0":
     "compact", …}`. `truth` is the class's name and each `p_` its probability, 0 for a class without training
@@ -114,7 +115,7 @@ def score_histogram(
     """
     names = {int(value): name for value, name in classes.items()}
     for entry in [*training_entries, *test_entries]:
-        if entry["label"] not in names:
+        if entry["label"] not in list(names):  # a list, since a label may be unhashable
             known = ", ".join(str(value) for value in names)
             raise TomokitError(f"{entry['case']} has the label {entry['label']!r}; the classes are {known}")
     targets = np.array([int(entry["label"]) for entry in training_entries])
@@ -166,7 +167,7 @@ def _dice(found: Volume, truth: Volume) -> float | None:
 
 
 def _fit(pairs: Pairs, label_count: int, bins: int) -> list[_Fit]:
-    """Return the best interval and its mean training Dice for each foreground label, in two passes over the cases."""
+    """Return each foreground label's best interval and mean training Dice, in two passes over the cases."""
     edges = _label_edges(pairs, label_count, bins)
     dice_sums = [np.zeros((len(edge) - 1,) * 2) for edge in edges]
     dice_counts = [np.zeros((len(edge) - 1,) * 2) for edge in edges]
@@ -179,7 +180,9 @@ def _fit(pairs: Pairs, label_count: int, bins: int) -> list[_Fit]:
     for edge, sums, counts in zip(edges, dice_sums, dice_counts, strict=True):
         mean = np.triu(sums / np.maximum(counts, 1))
         first, last = np.unravel_index(int(mean.argmax()), mean.shape)
-        fits.append(_Fit((float(edge[first]), float(edge[last + 1])), float(mean.max())))
+        # A histogram's bins hold their lower edge and not their upper, except for the last bin, which holds both.
+        high = edge[-1] if last == len(edge) - 2 else np.nextafter(edge[last + 1], -np.inf)
+        fits.append(_Fit((float(edge[first]), float(high)), float(mean.max())))
     return fits
 
 
@@ -200,6 +203,7 @@ def _label_edges(pairs: Pairs, label_count: int, bins: int) -> list[NDArray[np.f
 
 def _interval_dice(image: Volume, truth: Volume, edges: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the Dice (first bin, last bin) of every interval; NaN where truth and prediction are both empty."""
+    image = np.asarray(image, np.float64)
     hits = np.concatenate([[0], np.cumsum(np.histogram(image[truth], edges)[0])])
     found = np.concatenate([[0], np.cumsum(np.histogram(image, edges)[0])])
     overlap = hits[None, 1:] - hits[:-1, None]

@@ -1,7 +1,12 @@
 """Engines: what a bundle's config names to train, evaluate and infer with MONAI's engines."""
 
 from tomokit.engines.checkpoints import find_checkpoint, load_weights
-from tomokit.engines.evaluation import attach_classification_scores, attach_inference, attach_segmentation_scores
+from tomokit.engines.evaluation import (
+    attach_class_table,
+    attach_classification_scores,
+    attach_inference,
+    attach_segmentation_scores,
+)
 from tomokit.engines.hardware import (
     PrepareBatch,
     choose_precision,
@@ -14,6 +19,7 @@ from tomokit.engines.training import attach_training
 
 __all__ = [
     "PrepareBatch",
+    "attach_class_table",
     "attach_classification_scores",
     "attach_inference",
     "attach_segmentation_scores",

@@ -34,6 +34,29 @@ def attach_inference(evaluator: Engine, output_dir: str | Path) -> None:
     evaluator.add_event_handler(Events.COMPLETED, tell)
 
 
+def attach_class_table(evaluator: Engine, output_dir: str | Path, labels: Mapping[str, str]) -> None:
+    """Write each input's class probabilities to `<output_dir>/classes.csv` at the end.
+
+    Args:
+        evaluator: its output holds `pred`, the class probabilities (C,).
+        output_dir: the folder to write to.
+        labels: the classes, `{"0": name, …}`.
+    """
+    rows: list[dict[str, Any]] = []
+    path = Path(output_dir) / "classes.csv"
+
+    def keep(engine: Any) -> None:
+        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
+            chances = _chances(output["pred"], labels)
+            likeliest = max(chances, key=lambda name: chances[name])
+            rows.append({"case": item["case"], "class": likeliest.removeprefix("p_"), **chances})
+
+    ProgressBar("infer", "case").attach(evaluator)
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, keep)
+    evaluator.add_event_handler(Events.COMPLETED, lambda _: write_table(path, rows))
+    evaluator.add_event_handler(Events.COMPLETED, lambda _: print(f"classes: {path}", flush=True))
+
+
 def attach_segmentation_scores(
     evaluator: Engine, run_dir: str | Path, labels: Mapping[str, str], cases: Mapping[str, Entries], rival: bool
 ) -> None:
@@ -95,20 +118,25 @@ def attach_classification_scores(
 
     def score(engine: Any) -> None:
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
-            chances = [float(chance) for chance in output["pred"].flatten()]
             truth = classes[truths[item["case"]]["label"]]
             row = {"case": item["case"], "patient": item["patient"], "truth": truth}
-            rows.append(row | {f"p_{name}": chance for name, chance in zip(classes, chances, strict=True)})
+            rows.append(row | _chances(output["pred"], labels))
 
     def finish(_: Engine) -> None:
         seconds = time.perf_counter() - began
         measures = summarise_classification(rows, classes)
         if rival:
-            found = rivals.score_histogram(cases["training"], cases["test"], classes)
+            found = rivals.score_histogram(cases["training"], cases["test"], labels)
             measures["rivals"] = {"histogram": summarise_classification(found, classes)}
         _write(run_dir, rows, {"task": "classification", **measures}, seconds)
 
     _attach(evaluator, score, finish)
+
+
+def _chances(prediction: torch.Tensor, labels: Mapping[str, str]) -> dict[str, float]:
+    """Return `{"p_<class>": probability}` of one case, in the order of the label map."""
+    names = [labels[key] for key in sorted(labels, key=int)]
+    return {f"p_{name}": float(chance) for name, chance in zip(names, prediction.flatten(), strict=True)}
 
 
 def _attach(evaluator: Engine, score: Any, finish: Any) -> None:

@@ -30,6 +30,7 @@ def set_seed(seed: int, deterministic: bool, device: str | torch.device) -> str:
         level = "seeded: the same random draws, but kernels may round differently from run to run"
     elif torch.device(device).type == "cpu":
         set_determinism(seed, use_deterministic_algorithms=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs 10 % of a step
         level = f"bitwise: the same weights on this kind of machine with {torch.get_num_threads()} threads"
     else:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
