@@ -22,7 +22,8 @@ METADATA: dict[str, Any] = {
     "schema": "https://example.org/schema.json", "version": "0.1.0", "changelog": {"0.1.0": "first"},
     "monai_version": "1.6.1", "pytorch_version": "2.13.0", "numpy_version": "2.4.6",
     "required_packages_version": {"nibabel": "5.4.2"}, "task": "t", "description": "d", "authors": "a",
-    "copyright": "c", "network_data_format": {"inputs": {"image": TENSOR}, "outputs": {"pred": {**TENSOR, "channel_def": {"0": "a"}}}},
+    "copyright": "c",
+    "network_data_format": {"inputs": {"image": TENSOR}, "outputs": {"pred": {**TENSOR, "channel_def": {"0": "a"}}}},
 }  # fmt: skip
 TRAIN: dict[str, Any] = yaml.safe_load("""
 bundle_root: {_target_: tomokit.configs.find_bundle_root}

@@ -529,8 +529,7 @@ def _paint_liver_and_spleen(rng: Generator, canvas: _Canvas, points: Array, cavi
 def _paint_lesions(rng: Generator, canvas: _Canvas, grid: _Grid, liver: Array) -> list[dict[str, Any]]:
     """Paint one to three ellipsoids wholly inside the liver, apart from each other; return their truth."""
     voxel = 2 / 64  # radii are told for 64 voxels an axis
-    margin = canvas.edge / 2
-    free = (liver < -margin) & (canvas.label == 1)
+    free = (liver < -canvas.edge) & (canvas.label == 1)
     lesions: list[dict[str, Any]] = []
     for _ in range(int(rng.integers(1, 4))):
         padded = np.pad(free, 1)
@@ -545,7 +544,7 @@ def _paint_lesions(rng: Generator, canvas: _Canvas, grid: _Grid, liver: Array) -
         semi_axes = radius * np.append(1.0, rng.uniform(0.8, 1.0, 2))[rng.permutation(3)]
         distance = _ellipsoid(canvas.points, centre, semi_axes)
         canvas.paint(distance, "fluid", 3)
-        free &= distance > 2 * margin
+        free &= distance > canvas.edge
         lesions.append(_tell_lesion(centre * canvas.unit_mm, semi_axes * canvas.unit_mm))
     return lesions
 

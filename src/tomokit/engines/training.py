@@ -4,7 +4,6 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,6 @@ def attach_training(
     seed: int,
     patience: int,
     max_grad_norm: float,
-    labels: Mapping[str, str],
 ) -> TrainingState:
     """Attach seeding, clipping, checkpoints, early stopping, logs and progress, and return what is saved.
 
@@ -52,7 +50,6 @@ def attach_training(
         seed: with the epoch's number it decides everything random.
         patience: validations without a better one before training stops; 0 never stops early.
         max_grad_norm: the gradients' norm is clipped to this; 0 leaves it.
-        labels: the label map, for the pictures.
 
     Raises:
         TomokitError: when the checkpoint to resume from is damaged or of another network.
@@ -72,7 +69,7 @@ def attach_training(
         progress.attach(trainer)
     _attach_records(state, evaluator, progress)
     if is_main_process():
-        _attach_files(state, evaluator, run_dir, labels)
+        _attach_files(state, evaluator, run_dir)
     _attach_stop(state, patience)
     return state
 
@@ -176,12 +173,12 @@ def _best_note(state: TrainingState) -> str:
     return "" if state.best_metric is None else f"  best {state.best_metric:.3f} (epoch {state.best_epoch})"
 
 
-def _attach_files(state: TrainingState, evaluator: Any, run_dir: Path, labels: Mapping[str, str]) -> None:
+def _attach_files(state: TrainingState, evaluator: Any, run_dir: Path) -> None:
     """Write TensorBoard events, the best and last checkpoint, and `validation.json`."""
     folder = run_dir / "checkpoints"
     trainer = state.trainer
     writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=trainer.state.iteration + 1, flush_secs=10)
-    attach_overlays(evaluator, trainer, writer, labels)
+    attach_overlays(evaluator, trainer, writer)
     saved = time.monotonic()
     best_on_disk = 0
 
