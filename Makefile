@@ -29,8 +29,9 @@ layers = $(wildcard $(CONFIGS)/data/$(DATA).yaml) $(NETWORK:%=$(CONFIGS)/network
          $(foreach layer,$(LAYERS),$(firstword $(wildcard $(layer) $(CONFIGS)/$(layer).yaml bundles/_layers/$(layer).yaml) $(layer)))
 trained = runs/$(RUN)/configs/train.yaml
 dataset = $(DATA:%=--dataset_dir %)
-# a bundle run that failed before our own checks could speak is explained by the lint
-explain = || { status=$$?; [ $$status -ne 1 ] || $(BIN)/tomokit lint $(1); exit $$status; }
+# print the command, run it; where it fails before our own checks can speak, the lint says why
+run = @$(info $(strip $(MONAI) $(call files,$(1)) $(2)))$(MONAI) $(call files,$(1)) $(2) \
+      || { status=$$?; [ $$status -ne 1 ] || $(BIN)/tomokit lint $(1); exit $$status; }
 
 help:  ## print every target
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */: /' | awk -F': ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -49,16 +50,16 @@ demo: install  ## the main job from data to predictions  [DATA= FROM= RUN=]
 	@$(MAKE) --no-print-directory data train evaluate infer report RUN=$(if $(filter command environment,$(origin RUN)),$(RUN),demo)
 
 data: install  ## make or copy a data set  [DATA= FROM=]
-	$(MONAI) $(CONFIGS)/data.yaml $(dataset) $(FROM:%=--source %) $(call explain,$(CONFIGS)/data.yaml)
+	$(call run,$(CONFIGS)/data.yaml,$(dataset) $(FROM:%=--source %))
 
 train: install  ## train a network  [BUNDLE= NETWORK= LAYERS= DATA= RUN=]
-	$(MONAI) $(call files,$(CONFIGS)/train.yaml $(layers)) --run_dir runs/$(RUN) $(dataset) $(ARGS) $(call explain,$(CONFIGS)/train.yaml $(layers))
+	$(call run,$(CONFIGS)/train.yaml $(layers),--run_dir runs/$(RUN) $(dataset) $(ARGS))
 
 evaluate: install  ## score a run on its test cases  [RUN=]
-	$(MONAI) $(call files,$(trained) $(CONFIGS)/evaluate.yaml) $(ARGS) $(call explain,$(trained) $(CONFIGS)/evaluate.yaml)
+	$(call run,$(trained) $(CONFIGS)/evaluate.yaml,$(ARGS))
 
 infer: install  ## use a run on new scans, or on its test images  [RUN= INPUT=]
-	$(MONAI) $(call files,$(trained) $(CONFIGS)/inference.yaml) $(INPUT:%=--input %) $(ARGS) $(call explain,$(trained) $(CONFIGS)/inference.yaml)
+	$(call run,$(trained) $(CONFIGS)/inference.yaml,$(INPUT:%=--input %) $(ARGS))
 
 report: install  ## print a run's measures  [RUN=]
 	$(BIN)/tomokit report runs/$(RUN)

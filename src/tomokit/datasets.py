@@ -16,9 +16,9 @@ logger = logging.getLogger(__name__)
 
 PHANTOMS = {
     "phantom-ct": (phantoms.make_segmentation_set, "CT"),
-    "phantom-mr": (phantoms.make_segmentation_set, "MR"),
-    "phantom-shapes-ct": (phantoms.make_classification_set, "CT"),
-    "phantom-shapes-mr": (phantoms.make_classification_set, "MR"),
+    "phantom-mri": (phantoms.make_segmentation_set, "MRI"),
+    "phantom-ct-classes": (phantoms.make_classification_set, "CT"),
+    "phantom-mri-classes": (phantoms.make_classification_set, "MRI"),
 }
 INNER_VALIDATION_SHARE = 0.08
 Entry = dict[str, Any]

@@ -1,0 +1,255 @@
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from bundle_runs import SMALL_UNET, config, follow, layer, same_weights, train, weights
+from monai.bundle import ConfigWorkflow
+
+from tomokit import phantoms
+from tomokit.bundles import bundles_folder, find_bundle, list_bundles
+from tomokit.errors import TomokitError
+from tomokit.lint import lint_bundle
+
+SIZES = {"patch_size": [32, 32, 32], "minimum_size": [32, 32, 32]}
+SMALL = SIZES | {"network_def": SMALL_UNET}
+NETWORKS = [("segmentation", ()), ("segmentation", ("networks/vnet",)), ("classification", ())]
+NETWORKS += [("classification", ("networks/densenet",))]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("data")
+    phantoms.make_segmentation_set(folder / "volumes", cases=8, test_cases=2, size=32, progress=False)
+    phantoms.make_classification_set(folder / "shapes", cases=24, test_cases=6, size=32, progress=False)
+    return {"segmentation": str(folder / "volumes"), "classification": str(folder / "shapes")}
+
+
+@pytest.fixture(scope="session")
+def small_run(data, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "small"
+    train("segmentation", run, dataset_dir=data["segmentation"], **SMALL)
+    follow("segmentation", run, "evaluate")
+    return run
+
+
+def test_every_network_has_a_run_here():
+    layers = {
+        (name, f"networks/{path.stem}")
+        for name, folder in list_bundles().items()
+        for path in folder.glob("configs/networks/*.yaml")
+    }
+    assert layers and layers == {(bundle, names[0]) for bundle, names in NETWORKS if names}
+
+
+@pytest.mark.parametrize(("bundle", "layers"), NETWORKS, ids=[Path(*layers[:1]).stem or bundle for bundle, layers in NETWORKS])
+def test_a_network_trains_resumes_evaluates_and_infers(bundle, layers, data, tmp_path):
+    options = {"epochs": 1} | (SIZES if bundle == "segmentation" else {})
+    run = train(bundle, tmp_path / "run", *layers, dataset_dir=data[bundle], **options)
+    first = weights(run)
+    train(bundle, run, *layers, dataset_dir=data[bundle], **(options | {"epochs": 2}), resume=True)
+    assert not same_weights(first, weights(run))
+    assert [entry["epoch"] for entry in json.loads((run / "validation.json").read_text())["history"]] == [1, 2]
+    follow(bundle, run, "evaluate")
+    follow(bundle, run, "inference")
+    measures = json.loads((run / "metrics.json").read_text())
+    assert 0 <= measures["summary"]["dice" if bundle == "segmentation" else "auc"]["mean"] <= 1
+    assert sorted(path.name for path in (run / "configs").glob("*.yaml")) == [
+        "evaluate.yaml",
+        "inference.yaml",
+        "train.yaml",
+    ]
+
+
+@pytest.mark.parametrize("name", list_bundles())
+def test_a_bundle_is_clean_under_lint(name):
+    assert lint_bundle(find_bundle(name)) == []
+
+
+@pytest.mark.parametrize("name", list_bundles())
+def test_monai_finds_its_properties(name, data):
+    for files, kind in ((("train",), "train"), (("train", "evaluate"), "infer"), (("train", "inference"), "infer")):
+        workflow = ConfigWorkflow(config(name, *files), workflow_type=kind, dataset_dir=data[name])
+        assert workflow.check_properties() == []
+
+
+@pytest.mark.parametrize("name", list_bundles())
+def test_train_opens_with_the_common_keys_and_holds_the_common_start(name):
+    text = Path(config(name, "train")[0]).read_text()
+    keys = [line.split(":")[0] for line in text.splitlines() if line[:1].isalpha()]
+    assert keys[:15] == (
+        "bundle_root dataset_dir split fold run_dir seed device amp epochs val_interval batch_size num_workers "
+        "learning_rate weight_decay resume"
+    ).split()
+
+
+def test_a_run_leaves_what_the_design_lists(small_run):
+    found = {str(path.relative_to(small_run)) for path in small_run.rglob("*") if path.is_file()}
+    expected = {"configs/train.yaml", "configs/evaluate.yaml", "configs/metadata.json", "configs/logging.conf"}
+    expected |= {"environment.json", "metrics.json", "validation.json", "cases.csv", "overlay.png"}
+    expected |= {"checkpoints/best.pt", "checkpoints/last.pt"}
+    expected |= {"predictions/case_006.nii.gz", "predictions/case_007.nii.gz"}
+    assert expected <= found
+    assert any(name.startswith("tensorboard/events") for name in found)
+    environment = json.loads((small_run / "environment.json").read_text())
+    assert {"versions", "hardware", "git_revision", "data_hash", "seed", "deterministic"} <= set(environment)
+    rows = list(csv.DictReader((small_run / "cases.csv").open()))
+    assert [(row["case"], row["class"]) for row in rows] == [
+        (case, name) for case in ("case_006", "case_007") for name in ("liver", "spleen", "lesion")
+    ]
+    measures = json.loads((small_run / "metrics.json").read_text())
+    assert set(measures["per_class"]) == {"liver", "spleen", "lesion"}
+    assert "threshold" in measures["rivals"]
+    assert len(measures["summary"]["dice"]["ci95"]) == 2
+
+
+def test_the_case_lists_of_a_run_are_disjoint_and_complete(small_run, data):
+    import yaml
+
+    cases = yaml.safe_load((small_run / "configs" / "train.yaml").read_text())["cases"]
+    parts = [set(cases[part]) for part in ("training", "validation", "test")]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 8
+    assert cases["test"] == ["case_006", "case_007"]
+
+
+def test_a_run_runs_again_from_its_own_configs(small_run, tmp_path):
+    import monai.bundle
+
+    again = tmp_path / "again"
+    monai.bundle.run(config_file=str(small_run / "configs" / "train.yaml"), run_dir=str(again))
+    assert same_weights(weights(small_run), weights(again))
+    before = (small_run / "metrics.json").read_text()
+    monai.bundle.run(config_file=str(small_run / "configs" / "evaluate.yaml"))
+    keep = ("summary", "per_class", "rivals")
+    now = json.loads((small_run / "metrics.json").read_text())
+    assert {key: now[key] for key in keep} == {key: json.loads(before)[key] for key in keep}
+
+
+def test_evaluation_and_inference_write_the_same_label_maps(small_run):
+    follow("segmentation", small_run, "inference")
+    for path in (small_run / "predictions").iterdir():
+        assert (small_run / "inference" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_prediction_lies_on_its_source_with_the_same_header(small_run, data):
+    for path in (small_run / "predictions").iterdir():
+        source = nibabel.load(Path(data["segmentation"]) / "imagesTs" / path.name)
+        prediction = nibabel.load(path)
+        assert prediction.shape == source.shape
+        assert np.array_equal(prediction.affine, source.affine)
+        headers = source.header, prediction.header
+        differing = {key for key in source.header if headers[0][key].tobytes() != headers[1][key].tobytes()}
+        assert differing <= {"datatype", "bitpix", "scl_slope", "scl_inter"}
+
+
+def test_an_existing_run_is_moved_aside_and_never_mixed(small_run, data, tmp_path):
+    run = train("segmentation", tmp_path / "run", dataset_dir=data["segmentation"], **SMALL)
+    (run / "marker").touch()
+    train("segmentation", run, dataset_dir=data["segmentation"], **SMALL)
+    assert (tmp_path / "run.1" / "marker").exists() and not (run / "marker").exists()
+
+
+def test_resuming_a_finished_run_changes_nothing(small_run, data):
+    before = {path: path.read_bytes() for path in (small_run / "checkpoints").iterdir()}
+    train("segmentation", small_run, dataset_dir=data["segmentation"], **SMALL, resume=True)
+    assert {path: path.read_bytes() for path in (small_run / "checkpoints").iterdir()} == before
+
+
+def test_a_mixed_pair_of_optimizers_serves_both_bundles(data, tmp_path):
+    for bundle in list_bundles():
+        options = SMALL if bundle == "segmentation" else {}
+        run = train(bundle, tmp_path / bundle, files=(layer("sgd"),), dataset_dir=data[bundle], **options, epochs=1)
+        content = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+        assert content["optimizer"]["param_groups"][0]["momentum"] == 0.99
+
+
+def test_bad_data_stops_before_a_run_folder_is_made(data, tmp_path):
+    with pytest.raises(RuntimeError) as caught:
+        train("segmentation", tmp_path / "run", dataset_dir=data["segmentation"], patch_size=[64, 64, 64])
+    problem = find_cause(caught.value)
+    assert "case_000: patch_size (64, 64, 64) is larger than the volume" in str(problem)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_data_set_says_how_to_get_it(tmp_path):
+    with pytest.raises(RuntimeError) as caught:
+        train("segmentation", tmp_path / "run", dataset_dir="phantom-nowhere")
+    assert "tomokit data get phantom-nowhere --from FOLDER" in str(find_cause(caught.value))
+
+
+def test_an_untrained_run_can_not_be_evaluated(data, tmp_path):
+    with pytest.raises(RuntimeError) as caught:
+        import monai.bundle
+
+        monai.bundle.run(
+            config_file=config("segmentation", "train", "evaluate"),
+            dataset_dir=data["segmentation"],
+            run_dir=str(tmp_path / "none"),
+        )
+    assert "holds no trained run" in str(find_cause(caught.value))
+
+
+def find_cause(error: BaseException | None) -> TomokitError:
+    while error is not None and not isinstance(error, TomokitError):
+        error = error.__cause__ or error.__context__
+    assert error is not None, "no TomokitError in the chain"
+    return error
+
+
+def verb(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "monai.bundle", *arguments], capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.mark.parametrize("name", list_bundles())
+def test_the_metadata_verb_accepts_the_bundle_offline(name):
+    metadata = find_bundle(name) / "configs" / "metadata.json"
+    schema = bundles_folder() / "_layers" / "metadata_schema.json"
+    done = verb("verify_metadata", "--meta_file", str(metadata), "--filepath", str(schema))
+    assert done.returncode == 0, done.stderr
+    assert "verified with no error" in done.stdout + done.stderr
+
+
+def test_the_network_verb_runs_in_the_bundles_folder():
+    files = ("--meta_file", "configs/metadata.json", "--config_file", "configs/train.yaml")
+    done = verb("verify_net_in_out", "network_def", *files, "--device", "cpu", cwd=find_bundle("segmentation"))
+    assert done.returncode == 0, done.stderr
+    assert "verified with no error" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", list_bundles())
+def test_every_network_fits_its_metadata(name):
+    from monai.bundle import verify_net_in_out
+
+    metadata = str(find_bundle(name) / "configs" / "metadata.json")
+    for layers in [names for bundle, names in NETWORKS if bundle == name]:
+        verify_net_in_out("network_def", metadata, config(name, "train", *layers), device="cpu")
+
+
+@pytest.mark.parametrize(("export", "suffix"), [("ckpt_export", "ts"), ("onnx_export", "onnx")])
+def test_an_exported_network_computes_the_same(export, suffix, small_run, tmp_path):
+    path = tmp_path / f"model.{suffix}"
+    configs = small_run / "configs"
+    files = ("--meta_file", str(configs / "metadata.json"), "--config_file", str(configs / "train.yaml"))
+    shape = ("--input_shape", "[1,1,32,32,32]")
+    best = ("--ckpt_file", str(small_run / "checkpoints" / "best.pt"))
+    done = verb(export, "network_def", "--filepath", str(path), *best, *files, *shape, "--bundle_root", str(small_run))
+    assert done.returncode == 0, done.stderr[-3000:]
+    workflow = ConfigWorkflow(str(configs / "train.yaml"), workflow_type="train")
+    network = workflow.parser.get_parsed_content("network_def").eval()
+    network.load_state_dict(weights(small_run, "best"))
+    image = torch.rand(1, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = network(image).numpy()
+    if suffix == "ts":
+        found = torch.jit.load(path)(image).detach().numpy()
+    else:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path)
+        found = session.run(None, {session.get_inputs()[0].name: image.numpy()})[0]
+    assert np.allclose(found, expected, atol=1e-4)

@@ -1,0 +1,122 @@
+"""The way back: a prediction lies exactly on its source, whatever the source's grid."""
+
+import monai.bundle
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+from bundle_runs import config
+from scipy.spatial.transform import Rotation
+
+from tomokit.engines.checkpoints import save
+from tomokit.errors import TomokitError
+from tomokit.inference import list_inputs, write_on_source_grid
+
+SHAPE = (30, 26, 22)
+CENTRE = np.array([12.0, 15.0, 9.0])  # voxels, away from the middle of every axis
+RADIUS_MM = 12.0
+
+
+def oblique_affine(codes: str, spacing=(1.5, 1.5, 3.0)) -> np.ndarray:
+    """Return an affine with axes along `codes`, then turned by 12° about an oblique axis and moved."""
+    axes = nibabel.orientations.axcodes2ornt(codes)
+    affine = nibabel.orientations.inv_ornt_aff(axes, SHAPE) @ np.diag([*spacing, 1.0])
+    turn = np.eye(4)
+    turn[:3, :3] = Rotation.from_rotvec(np.deg2rad(12) * np.array([0.6, 0.0, 0.8])).as_matrix()
+    affine = turn @ affine
+    affine[:3, 3] += (40.0, -25.0, 310.0)
+    return affine
+
+
+def sphere(affine: np.ndarray) -> np.ndarray:
+    """Return a ball (X, Y, Z) of `RADIUS_MM` around the voxel `CENTRE`, bright with a smooth edge."""
+    points = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), -1) - CENTRE
+    distance = np.linalg.norm(points @ affine[:3, :3].T, axis=-1)
+    return np.clip((RADIUS_MM - distance) / 3 + 0.5, 0, 1).astype(np.float32)
+
+
+@pytest.fixture
+def predict(tmp_path):
+    """Return a function that runs the real inference config with a network that only thresholds at one half."""
+
+    def run(source: str, spacing) -> nibabel.Nifti1Image:
+        weights = {"weight": torch.tensor([-40.0, 40.0]).reshape(2, 1, 1, 1, 1), "bias": torch.tensor([20.0, -20.0])}
+        save(weights, tmp_path / "run" / "checkpoints" / "best.pt")
+        monai.bundle.run(
+            config_file=config("segmentation", "train", "inference"),
+            run_dir=str(tmp_path / "run"),
+            input=source,
+            spacing=list(spacing),
+            labels={"0": "background", "1": "ball"},
+            network_def={"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 2, "kernel_size": 1},
+            intensity={"_target_": "Identityd", "keys": "image"},
+            patch_size=[16, 16, 16],
+            minimum_size=[0, 0, 24],
+        )
+        return nibabel.load(tmp_path / "run" / "inference" / "scan.nii.gz")
+
+    return run
+
+
+@pytest.mark.parametrize("codes", ["LPS", "RAS", "PIR", "SRA"])
+def test_on_its_own_spacing_the_prediction_is_the_shape_voxel_by_voxel(codes, predict, write_volume):
+    affine = oblique_affine(codes)
+    image = sphere(affine)
+    source = write_volume("scan.nii.gz", image, affine)
+    spacing = nibabel.affines.voxel_sizes(nibabel.as_closest_canonical(nibabel.load(source)).affine)
+    prediction = predict(source, spacing)
+    assert np.array_equal(prediction.affine, nibabel.load(source).affine)
+    assert np.array_equal(np.asanyarray(prediction.dataobj), (image > 0.5).astype(np.uint8))
+
+
+def test_an_oblique_lps_source_and_its_prediction_agree_in_simpleitk(predict, write_volume, tmp_path):
+    affine = oblique_affine("LPS")
+    image = sphere(affine)
+    source = write_volume("scan.nii.gz", image, affine)
+    predict(source, (2.0, 2.0, 2.0))
+    scan = SimpleITK.ReadImage(source)
+    found = SimpleITK.ReadImage(str(tmp_path / "run" / "inference" / "scan.nii.gz"))
+    for get in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+        assert getattr(found, get)() == pytest.approx(getattr(scan, get)(), abs=1e-6)
+    voxels = SimpleITK.GetArrayFromImage(found).transpose(2, 1, 0)  # (z, y, x) to (x, y, z)
+    truth = SimpleITK.GetArrayFromImage(scan).transpose(2, 1, 0) > 0.5
+    assert 2 * (voxels.astype(bool) & truth).sum() / (voxels.sum() + truth.sum()) > 0.97
+    statistics = SimpleITK.LabelShapeStatisticsImageFilter()
+    statistics.Execute(SimpleITK.Cast(found, SimpleITK.sitkUInt8))
+    ras = affine @ [*CENTRE, 1]
+    assert statistics.GetCentroid(1) == pytest.approx((-ras[0], -ras[1], ras[2]), abs=0.3)  # SimpleITK is LPS
+    ball_ml = 4 / 3 * np.pi * RADIUS_MM**3 / 1000
+    assert statistics.GetPhysicalSize(1) / 1000 == pytest.approx(ball_ml, rel=0.05)
+
+
+def test_a_prediction_of_another_shape_is_refused(write_volume, tmp_path):
+    source = write_volume("scan.nii.gz", np.zeros((4, 5, 6), np.float32))
+    with pytest.raises(TomokitError, match=r"shape \(6, 5, 4\) does not lie on .*\(4, 5, 6\)"):
+        write_on_source_grid(np.zeros((6, 5, 4), np.uint8), source, tmp_path / "out.nii.gz")
+
+
+def test_many_labels_take_the_next_integer_type_and_scaled_sources_stay_labels(write_volume, tmp_path):
+    source = write_volume("scan.nii.gz", np.zeros((2, 2, 2), np.float32))
+    image = nibabel.load(source)
+    image.header.set_slope_inter(0.5, -3)
+    nibabel.save(image, tmp_path / "scaled.nii.gz")
+    labels = np.arange(8).reshape(2, 2, 2) * 100
+    write_on_source_grid(labels, tmp_path / "scaled.nii.gz", tmp_path / "out.nii.gz")
+    written = nibabel.load(tmp_path / "out.nii.gz")
+    assert written.get_data_dtype() == np.uint16
+    assert np.array_equal(written.get_fdata(), labels)
+
+
+def test_inputs_are_a_file_several_or_a_folder(write_volume, tmp_path):
+    a, b = (write_volume(f"in/{name}.nii.gz", np.zeros((2, 2, 2), np.float32)) for name in "ab")
+    assert [entry["case"] for entry in list_inputs(tmp_path / "in")] == ["a", "b"]
+    assert list_inputs([b, a]) == [{"case": "b", "image": b}, {"case": "a", "image": a}]
+    with pytest.raises(TomokitError, match=r"input .*nowhere does not exist"):
+        list_inputs(tmp_path / "nowhere")
+    (tmp_path / "x.png").touch()
+    with pytest.raises(TomokitError, match=r"x\.png is not NIfTI"):
+        list_inputs(tmp_path / "x.png")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TomokitError, match=r"no NIfTI file .* in .*empty"):
+        list_inputs(tmp_path / "empty")
