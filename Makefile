@@ -11,6 +11,7 @@ FROM    ?=
 RUN     ?= $(BUNDLE)
 INPUT   ?=
 NAME    ?= training
+ONLY    ?=
 ARGS    ?=
 
 PYTHON ?= python3
@@ -82,8 +83,8 @@ types: $(VENV)/.installed-dev  ## check types
 notebooks: $(VENV)/.installed-dev  ## run every notebook as committed
 	$(BIN)/python -m pytest tests/test_notebooks.py $(ARGS)
 
-bench: install  ## measure and print a table  [NAME= RUN=]
-	$(BIN)/python benchmarks/$(NAME).py $(ARGS)
+bench: install  ## measure and print a table  [NAME= ONLY=]
+	$(BIN)/python benchmarks/$(NAME).py $(ONLY:%=--only %) $(ARGS)
 
 release: $(VENV)/.installed-dev  ## build the wheel and the source archive
 	$(BIN)/python -m build --outdir dist

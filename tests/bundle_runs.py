@@ -47,7 +47,7 @@ def follow(bundle: str, run_dir: Path, stage: str, **overrides: Any) -> None:
 def weights(run_dir: Path, name: str = "last") -> dict[str, torch.Tensor]:
     """Return the network's weights in a checkpoint."""
     content = torch.load(run_dir / "checkpoints" / f"{name}.pt", weights_only=True)
-    return content["network"] if "network" in content else content
+    return content.get("network", content)
 
 
 def same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -54,7 +54,10 @@ def test_there_is_no_cycle():
 
 def test_functions_are_short():
     lengths = {
-        f"{path.name}:{node.name}": node.end_lineno - node.lineno + 1 - len((ast.get_docstring(node) or "").splitlines())
+        f"{path.name}:{node.name}": node.end_lineno
+        - node.lineno
+        + 1
+        - len((ast.get_docstring(node) or "").splitlines())
         for path in SOURCE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef)

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,7 +48,9 @@ def test_every_network_has_a_run_here():
     assert layers and layers == {(bundle, names[0]) for bundle, names in NETWORKS if names}
 
 
-@pytest.mark.parametrize(("bundle", "layers"), NETWORKS, ids=[Path(*layers[:1]).stem or bundle for bundle, layers in NETWORKS])
+@pytest.mark.parametrize(
+    ("bundle", "layers"), NETWORKS, ids=[Path(*layers[:1]).stem or bundle for bundle, layers in NETWORKS]
+)
 def test_a_network_trains_resumes_evaluates_and_infers(bundle, layers, data, tmp_path):
     options = {"epochs": 1} | (SIZES if bundle == "segmentation" else {})
     run = train(bundle, tmp_path / "run", *layers, dataset_dir=data[bundle], **options)
@@ -82,10 +85,13 @@ def test_monai_finds_its_properties(name, data):
 def test_train_opens_with_the_common_keys_and_holds_the_common_start(name):
     text = Path(config(name, "train")[0]).read_text()
     keys = [line.split(":")[0] for line in text.splitlines() if line[:1].isalpha()]
-    assert keys[:15] == (
-        "bundle_root dataset_dir split fold run_dir seed device amp epochs val_interval batch_size num_workers "
-        "learning_rate weight_decay resume"
-    ).split()
+    assert (
+        keys[:15]
+        == (
+            "bundle_root dataset_dir split fold run_dir seed device amp epochs val_interval batch_size num_workers "
+            "learning_rate weight_decay resume"
+        ).split()
+    )
 
 
 def test_a_run_leaves_what_the_design_lists(small_run):
@@ -166,6 +172,54 @@ def test_a_mixed_pair_of_optimizers_serves_both_bundles(data, tmp_path):
         run = train(bundle, tmp_path / bundle, files=(layer("sgd"),), dataset_dir=data[bundle], **options, epochs=1)
         content = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
         assert content["optimizer"]["param_groups"][0]["momentum"] == 0.99
+
+
+def test_a_run_without_validation_ends_with_its_last_weights(data, tmp_path):
+    lists = {"cases#training": ["case_000", "case_001"], "cases#validation": [], "cases#test": ["case_007"]}
+    run = train("segmentation", tmp_path / "run", dataset_dir=data["segmentation"], **SMALL, **lists)
+    assert json.loads((run / "validation.json").read_text())["best"] is None
+    with pytest.raises(RuntimeError) as caught:
+        follow("segmentation", run, "evaluate")
+    assert "this run has: last" in str(find_cause(caught.value))
+    follow("segmentation", run, "evaluate", checkpoint="last")
+    assert (run / "predictions" / "case_007.nii.gz").exists()
+
+
+def test_two_modalities_of_a_case_are_two_channels(data, tmp_path):
+    """CT and MRI phantoms of one seed are the same patients on the same grid."""
+    for modality in ("CT", "MRI"):
+        phantoms.make_segmentation_set(tmp_path / modality, modality, cases=5, test_cases=1, size=32, progress=False)
+    content = json.loads((tmp_path / "CT" / "dataset.json").read_text())
+    for entry in [*content["training"], *content["test"]]:
+        entry["image"] = [f"CT/{entry['image']}", f"MRI/{entry['image']}"]
+        entry["label"] = f"CT/{entry['label']}"
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    intensity = {"_target_": "NormalizeIntensityd", "keys": "image", "channel_wise": True}
+    options = SMALL | {"dataset_dir": str(tmp_path), "in_channels": 2, "intensity": intensity, "seed": 1}
+    run = train("segmentation", tmp_path / "run", **options)
+    assert next(iter(weights(run).values())).shape[1] == 2
+    follow("segmentation", run, "evaluate")
+    for path in (run / "predictions").iterdir():
+        sources = list(tmp_path.glob(f"CT/images*/{path.name}"))
+        assert np.array_equal(nibabel.load(path).affine, nibabel.load(sources[0]).affine)
+
+
+def test_two_processes_train_one_network(data, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "monai.bundle", "run"]
+    files = str([*config("segmentation", "train"), layer("smoke"), layer("multi_gpu")])
+    options = {"--dataset_dir": data["segmentation"], "--run_dir": str(tmp_path / "run"), "--network_def": SMALL_UNET}
+    options |= {key: value for name, value in SIZES.items() for key in [f"--{name}"]}
+    arguments = [str(text) for pair in options.items() for text in pair]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--config_file", files, *arguments], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads((tmp_path / "run" / "validation.json").read_text())
+    content = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
+    training_cases = 5
+    assert record["epochs"] == 2 and content["iteration"] == 2 * -(-training_cases // 2 // 2)
+    follow("segmentation", tmp_path / "run", "evaluate", device="cpu")
 
 
 def test_bad_data_stops_before_a_run_folder_is_made(data, tmp_path):

@@ -1,5 +1,4 @@
 import json
-import os
 
 import pytest
 
@@ -25,7 +24,7 @@ def test_a_set_is_found_by_folder_by_name_and_under_the_variable(tmp_path, monke
     assert find_dataset("mine") == find_dataset(folder) == folder.resolve()
     with pytest.raises(TomokitError, match=r"no data set 'other'.*tomokit data get other --from FOLDER"):
         find_dataset("other")
-    with pytest.raises(TomokitError, match="get it with `tomokit data get phantom-ct`$"):
+    with pytest.raises(TomokitError, match=r"get it with `tomokit data get phantom-ct`$"):
         find_dataset("phantom-ct")
 
 
@@ -83,12 +82,19 @@ def test_a_phantom_set_is_made_once(tmp_path, monkeypatch):
     monkeypatch.setenv("TOMOKIT_DATA", str(tmp_path))
     monkeypatch.setattr(
         "tomokit.datasets.PHANTOMS",
-        {"phantom-small": (lambda to, modality: phantoms.make_segmentation_set(to, modality, cases=4, test_cases=1, size=16, progress=False), "MRI")},
+        {
+            "phantom-small": (
+                lambda to, modality: phantoms.make_segmentation_set(
+                    to, modality, cases=4, test_cases=1, size=16, progress=False
+                ),
+                "MRI",
+            )
+        },
     )
     folder = get_dataset("phantom-small")
-    stamp = os.stat(folder / "dataset.json").st_mtime_ns
+    stamp = (folder / "dataset.json").stat().st_mtime_ns
     assert get_dataset("phantom-small") == folder
-    assert os.stat(folder / "dataset.json").st_mtime_ns == stamp
+    assert (folder / "dataset.json").stat().st_mtime_ns == stamp
     assert len(read_entries(folder)) == 4
 
 

@@ -1,5 +1,4 @@
 import json
-import os
 import resource
 import signal
 
@@ -29,7 +28,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
         temporary.write_text("half")
         raise RuntimeError("stop")
     assert json.loads(path.read_text()) == {"x": 1}
-    assert os.listdir(tmp_path) == ["a.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_a_full_disk_gives_one_clear_error_and_keeps_the_old_file(tmp_path, small_disk):
@@ -40,7 +39,7 @@ def test_a_full_disk_gives_one_clear_error_and_keeps_the_old_file(tmp_path, smal
     with pytest.raises(TomokitError, match=r"can't write .*w\.pt"):
         save({"weights": torch.zeros(10_000)}, tmp_path / "w.pt")
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["a.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_a_file_where_a_folder_should_be_is_named(tmp_path):

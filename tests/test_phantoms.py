@@ -103,9 +103,7 @@ def test_anatomy_is_the_same_way_round_in_world_space(cases):
     half_mm = SIZE * phantoms.NOMINAL_SPACING_MM / 2
     for case in cases:
         liver, spleen = centroid_mm(case, 1) / half_mm, centroid_mm(case, 2) / half_mm
-        assert (
-            liver[0] > 0.1 and spleen[0] < -0.25
-        )  # the liver on the patient's right, the spleen on the left
+        assert liver[0] > 0.1 and spleen[0] < -0.25  # the liver on the patient's right, the spleen on the left
         assert spleen[1] < liver[1]  # further back
         assert liver[2] > 0 and spleen[2] > 0  # both in the upper half
 
@@ -152,11 +150,7 @@ def test_class_changes_the_shape_but_neither_volume_nor_intensity():
     volumes = [np.mean([case.truth["volumes_ml"]["lesion"] for case in side]) for side in sides]
     levels = [np.mean([np.median(case.image[case.label == 1]) for case in side]) for side in sides]
     ratios = [
-        {
-            round(max(axes) / min(axes), 6)
-            for case in side
-            for axes in [case.truth["lesions"][0]["semi_axes_mm"]]
-        }
+        {round(max(axes) / min(axes), 6) for case in side for axes in [case.truth["lesions"][0]["semi_axes_mm"]]}
         for side in sides
     ]
     assert volumes[0] == pytest.approx(volumes[1], rel=0.2)
@@ -232,9 +226,7 @@ def test_case_lists_are_disjoint_by_patient_and_complete(which, request):
 def test_validation_is_an_eighth_of_each_class(classification_set):
     dataset = json.loads((classification_set / "dataset.json").read_text())
     fold = json.loads((classification_set / "splits.json").read_text())["folds"][0]
-    classes = {
-        Path(entry["image"]).name.removesuffix(".nii.gz"): entry["label"] for entry in dataset["training"]
-    }
+    classes = {Path(entry["image"]).name.removesuffix(".nii.gz"): entry["label"] for entry in dataset["training"]}
     assert [classes[case] for case in sorted(fold["validation"], key=classes.get)] == [0, 1]
 
 
@@ -285,8 +277,5 @@ def test_an_interrupted_set_has_no_dataset_json(tmp_path, monkeypatch):
     monkeypatch.setattr(phantoms, "make_segmentation_case", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         phantoms.make_segmentation_set(tmp_path, cases=4, test_cases=1, size=16, progress=False)
-    assert (
-        sorted(path.name for path in tmp_path.rglob("*.nii.gz"))
-        == ["case_000.nii.gz"] * 2 + ["case_001.nii.gz"] * 2
-    )
+    assert sorted(path.name for path in tmp_path.rglob("*.nii.gz")) == ["case_000.nii.gz"] * 2 + ["case_001.nii.gz"] * 2
     assert not (tmp_path / "dataset.json").exists()

@@ -1,5 +1,6 @@
 """What must hold before training starts: files, geometry, label values and patch size, all cases at once."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -9,6 +10,7 @@ from typing import Any
 import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 from tomokit.errors import raise_problems
 from tomokit.geometry import axis_codes, grid_difference, spacing_from_affine
@@ -76,10 +78,8 @@ def _read(path: str, problems: list[str]) -> Volume | None:
     try:
         image = nibabel.load(path)
         return np.asanyarray(image.dataobj), image.affine
-    except (ImageFileError, OSError, EOFError, ValueError, nibabel.spatialimages.HeaderDataError) as error:
+    except (ImageFileError, OSError, EOFError, ValueError, HeaderDataError, zlib.error) as error:
         problems.append(f"{path} can't be read ({type(error).__name__}: {error}); restore or remove the file")
-    except Exception as error:  # zlib.error and others that decompressors raise without a common base
-        problems.append(f"{path} is damaged ({type(error).__name__}: {error}); restore or remove the file")
     return None
 
 

@@ -273,9 +273,7 @@ def _split(training: Sequence[dict[str, Any]], test: Sequence[dict[str, Any]], s
     rng = np.random.default_rng(seed)
     groups: dict[Any, list[str]] = {}
     for entry in training:
-        groups.setdefault(entry["label"] if isinstance(entry["label"], int) else None, []).append(
-            _name(entry)
-        )
+        groups.setdefault(entry["label"] if isinstance(entry["label"], int) else None, []).append(_name(entry))
     validation: set[str] = set()
     for _, names in sorted(groups.items(), key=lambda item: str(item[0])):
         if len(names) > 1:  # the only case of its class is needed for training
@@ -386,9 +384,7 @@ def _scan(rng: Generator, image: Array, modality: str, grid: _Grid) -> tuple[Arr
         return np.clip(np.rint(image + 5 * shading + noise), -1024, 3071), "int16"
     level = rng.uniform(0.03, 0.05) * float(image.max())
     signal = image * np.exp(0.3 * shading)
-    noisy = np.hypot(
-        signal + level * _correlated_noise(rng, image.shape), level * _correlated_noise(rng, image.shape)
-    )
+    noisy = np.hypot(signal + level * _correlated_noise(rng, image.shape), level * _correlated_noise(rng, image.shape))
     scaled = noisy * float(np.exp(rng.uniform(np.log(200), np.log(4000))) / noisy.max())
     if rng.random() < 0.5:
         return np.rint(scaled), "int16"
@@ -533,9 +529,7 @@ def _paint_lesions(rng: Generator, canvas: _Canvas, grid: _Grid, liver: Array) -
     lesions: list[dict[str, Any]] = []
     for _ in range(int(rng.integers(1, 4))):
         padded = np.pad(free, 1)
-        room = ndimage.distance_transform_edt(padded, sampling=grid.spacing / canvas.unit_mm)[
-            1:-1, 1:-1, 1:-1
-        ]
+        room = ndimage.distance_transform_edt(padded, sampling=grid.spacing / canvas.unit_mm)[1:-1, 1:-1, 1:-1]
         radius = min(rng.uniform(4.2, 6.6) * voxel, float(room.max()))
         if lesions and radius < 4 * voxel:
             break

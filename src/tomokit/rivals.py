@@ -50,9 +50,7 @@ def fit_thresholds(
         TomokitError: when the counts or shapes of images and labels differ, or a label occurs in no case.
     """
     if len(images) != len(labels):
-        raise TomokitError(
-            f"each image needs one label map, got {len(images)} images and {len(labels)} label maps"
-        )
+        raise TomokitError(f"each image needs one label map, got {len(images)} images and {len(labels)} label maps")
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         _check_shapes(f"case {number}", image, label)
     fits = _fit(lambda: zip(images, labels, strict=True), label_count, bins)
@@ -156,9 +154,7 @@ def _normalise_pairs(pairs: Iterable[tuple[Volume, Volume]]) -> Iterator[tuple[V
 
 def _check_shapes(case: str, image: Volume, label: Volume) -> None:
     if image.shape != label.shape:
-        raise TomokitError(
-            f"{case}: image {image.shape} and label {label.shape} differ in shape; resample one of them"
-        )
+        raise TomokitError(f"{case}: image {image.shape} and label {label.shape} differ in shape; resample one of them")
 
 
 def _dice(found: Volume, truth: Volume) -> float | None:
@@ -219,10 +215,7 @@ def _histogram_edges(entries: Sequence[Mapping[str, Any]]) -> list[NDArray[np.fl
         for kind, volume in zip(samples, (image, normalise_intensity(image)), strict=True):
             kind.append(np.quantile(volume, np.linspace(0, 1, QUANTILES_PER_CASE)))
     limits = [np.percentile(np.concatenate(kind), (0.5, 99.5)) for kind in samples]
-    return [
-        np.concatenate([[-np.inf], np.linspace(low, high, HISTOGRAM_BINS - 1), [np.inf]])
-        for low, high in limits
-    ]
+    return [np.concatenate([[-np.inf], np.linspace(low, high, HISTOGRAM_BINS - 1), [np.inf]]) for low, high in limits]
 
 
 def _histogram(entry: Mapping[str, Any], edges: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -157,7 +157,9 @@ def _tell_changes(path: Path, config: Mapping[str, Any]) -> None:
     before = ConfigParser.load_config_file(path)
     for key in sorted((set(before) | set(config)) - LOCATION_KEYS):
         if before.get(key) != config.get(key):
-            logger.warning("resuming with another `%s`: %r, the run began with %r", key, config.get(key), before.get(key))
+            logger.warning(
+                "resuming with another `%s`: %r, the run began with %r", key, config.get(key), before.get(key)
+            )
 
 
 def _fit_metadata(path: Path, labels: Mapping[str, str]) -> None:

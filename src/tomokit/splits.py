@@ -51,9 +51,7 @@ def draw_nnunet_folds(entries: Sequence[Entry], validation_share: float, seed: i
     folds = []
     for rest, test in KFold(5, shuffle=True, random_state=12345).split(names):
         training, validation = hold_out([by_name[name] for name in names[rest]], validation_share, seed)
-        folds.append(
-            {"training": _names(training), "validation": _names(validation), "test": names[test].tolist()}
-        )
+        folds.append({"training": _names(training), "validation": _names(validation), "test": names[test].tolist()})
     return folds
 
 

@@ -89,9 +89,7 @@ def attach_segmentation_scores(
             measures["picture"] = PICTURE
         if rival:
             measures["rivals"] = {
-                "threshold": summarise_segmentation(
-                    rivals.score_thresholds(cases["training"], cases["test"], labels)
-                )
+                "threshold": summarise_segmentation(rivals.score_thresholds(cases["training"], cases["test"], labels))
             }
         _write(run_dir, rows, {"task": "segmentation", **measures}, seconds)
 

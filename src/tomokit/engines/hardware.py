@@ -30,7 +30,8 @@ def set_seed(seed: int, deterministic: bool, device: str | torch.device) -> str:
         level = "seeded: the same random draws, but kernels may round differently from run to run"
     elif torch.device(device).type == "cpu":
         set_determinism(seed, use_deterministic_algorithms=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs 10 % of a step
+        # a debugging aid that costs 10 % of a step; torch's stubs lack it
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         level = f"bitwise: the same weights on this kind of machine with {torch.get_num_threads()} threads"
     else:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -74,7 +75,9 @@ def distributed_device() -> torch.device:
         TomokitError: when it was not started by `torchrun`.
     """
     if "LOCAL_RANK" not in os.environ:
-        raise TomokitError("multi_gpu.yaml needs one process per device; start it with `torchrun --nproc_per_node N -m`")
+        raise TomokitError(
+            "multi_gpu.yaml needs one process per device; start it with `torchrun --nproc_per_node N -m`"
+        )
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
@@ -87,7 +90,8 @@ def distributed_device() -> torch.device:
 def place_network(network: nn.Module, device: str | torch.device) -> nn.Module:
     """Return the network on its device in channels-last order, joined with the other processes' where there are."""
     volumes = any(isinstance(module, nn.Conv3d) for module in network.modules())
-    network.to(device, memory_format=torch.channels_last_3d if volumes else torch.channels_last)
+    order = torch.channels_last_3d if volumes else torch.channels_last
+    network.to(device, memory_format=order)  # type: ignore[call-overload]  # torch's stubs lack this form
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         on_gpu = torch.device(device).type == "cuda"
         return nn.parallel.DistributedDataParallel(network, device_ids=[device] if on_gpu else None)

@@ -1,0 +1,85 @@
+"""The commands people type: `tomokit …` and `make …`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tomokit.bundles import bundles_folder, find_bundle, list_bundles
+from tomokit.cli import app, main
+from tomokit.errors import TomokitError
+
+ROOT = Path(__file__).parents[1]
+TARGETS = "install demo test lint types train evaluate infer tensorboard check-bundles bench release clean".split()
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_bundles_are_listed_with_their_paths():
+    lines = invoke("bundles").output.splitlines()
+    assert [line.split()[0] for line in lines] == list(list_bundles()) == ["classification", "segmentation"]
+    assert all(Path(line.split(maxsplit=1)[1]).is_dir() for line in lines)
+
+
+def test_a_bundle_is_found_by_name_and_by_folder():
+    assert find_bundle("segmentation") == bundles_folder() / "segmentation"
+    assert find_bundle(bundles_folder() / "segmentation") == bundles_folder() / "segmentation"
+    with pytest.raises(TomokitError, match=r"no bundle 'segmentatoin'.*classification, segmentation"):
+        find_bundle("segmentatoin")
+
+
+def test_data_lists_the_phantoms_and_says_where_sets_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOMOKIT_DATA", str(tmp_path))
+    output = invoke("data", "list").output
+    assert "phantom-ct " in output and "made by: tomokit data get phantom-mri" in output
+
+
+def test_a_problem_is_one_text_and_a_status(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("TOMOKIT_DATA", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["tomokit", "data", "get", "nothing"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("tomokit: 'nothing' is not a phantom")
+
+
+def test_lint_takes_names_and_files(tmp_path):
+    assert invoke("lint").exit_code == 0
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("initialize: []\nrun: []\nepochz: 3\n")
+    result = invoke("lint", str(wrong))
+    assert result.exit_code == 1 and "epochz" in result.output
+
+
+def test_report_of_an_absent_run_says_what_makes_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tomokit", "report", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        main()
+    assert "make evaluate" in capsys.readouterr().err
+
+
+def make(*arguments: str) -> str:
+    done = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_make_alone_prints_every_target_with_a_line():
+    done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
+    told = {line.split()[1]: line.split(maxsplit=2)[2] for line in done.stdout.splitlines()}
+    assert set(TARGETS) <= set(told) and all(told.values())
+
+
+def test_make_train_puts_the_layers_in_order():
+    output = make("train", "BUNDLE=segmentation", "NETWORK=vnet", "DATA=hippocampus", "LAYERS=smoke", "RUN=x")
+    files = "train.yaml','{0}/data/hippocampus.yaml','{0}/networks/vnet.yaml','bundles/_layers/smoke.yaml'"
+    assert files.format("bundles/segmentation/configs") in output
+    assert "--run_dir runs/x" in output and "--dataset_dir hippocampus" in output
+
+
+def test_make_evaluate_and_infer_follow_the_run():
+    assert "['runs/x/configs/train.yaml','bundles/segmentation/configs/evaluate.yaml']" in make("evaluate", "RUN=x")
+    assert "--input scans/a.nii.gz" in make("infer", "RUN=x", "INPUT=scans/a.nii.gz")
