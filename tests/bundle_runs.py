@@ -11,12 +11,12 @@ from tomokit.bundles import bundles_folder
 SMALL_UNET = {
     "_target_": "DynUNet",
     "spatial_dims": 3,
-    "in_channels": 1,
+    "in_channels": "@in_channels",
     "out_channels": "$len(@labels)",
-    "kernel_size": [3, 3],
-    "strides": [1, 2],
-    "upsample_kernel_size": [2],
-    "filters": [4, 8],
+    "kernel_size": [3, 3, 3],
+    "strides": [1, 2, 2],
+    "upsample_kernel_size": [2, 2],
+    "filters": [4, 8, 8],
     "dropout": "@dropout",
 }
 

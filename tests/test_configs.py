@@ -391,12 +391,13 @@ def test_own_error_of_a_loader_process(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_interrupt_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
-    assert explain(KeyboardInterrupt(), capsys) == "error: interrupted; go on with `--resume true`\n"
+    configs.on_interrupt()
+    assert explain(KeyboardInterrupt(), capsys) == f"error: {configs.INTERRUPTED}\n"
     configs.on_interrupt("interrupted in epoch 3; go on with `--resume true`")
     try:
         assert "epoch 3" in explain(KeyboardInterrupt(), capsys)
     finally:
-        configs.on_interrupt("interrupted; go on with `--resume true`")
+        configs.on_interrupt()
 
 
 def test_full_disk(capsys: pytest.CaptureFixture[str]) -> None:

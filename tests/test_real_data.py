@@ -33,9 +33,9 @@ def test_a_short_run_on_hippocampus_learns_and_predicts_on_the_sources(hippocamp
         config_file=[*config("segmentation", "train", "data/hippocampus")],
         dataset_dir=str(hippocampus),
         run_dir=str(tmp_path / "run"),
-        network_def=SMALL_UNET,
-        epochs=4,
-        val_interval=4,
+        network_def=SMALL_UNET | {"filters": [8, 16, 32]},
+        epochs=12,
+        val_interval=12,
         learning_rate=0.02,
         **{f"cases#{part}": cases for part, cases in lists.items()},
     )

@@ -37,7 +37,8 @@ from tomokit.files import write_text
 
 _CAUSE_CHARACTERS = 400
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-_messages = {"interrupt": "interrupted; go on with `--resume true`"}
+INTERRUPTED = "interrupted; no file is half written, run the same command again"
+_messages = {"interrupt": INTERRUPTED}
 
 
 def find_bundle_root() -> str:
@@ -123,8 +124,8 @@ def check_config() -> None:
     raise_problems(f"the config has {len(problems)} problems:", problems)
 
 
-def on_interrupt(message: str) -> None:
-    """Set the line that is printed when the user presses Ctrl-C."""
+def on_interrupt(message: str = INTERRUPTED) -> None:
+    """Set the line that is printed when the user presses Ctrl-C from now on."""
     _messages["interrupt"] = message
 
 

@@ -46,7 +46,7 @@ def find_dataset(dataset_dir: str | Path) -> Path:
             return folder.resolve()
     how = f"`tomokit data get {dataset_dir}`"
     if str(dataset_dir) not in PHANTOMS:
-        how += " --from FOLDER, or give a folder that holds a dataset.json"
+        how = f"`tomokit data get {dataset_dir} --from FOLDER`, or give a folder that holds a dataset.json"
     raise TomokitError(
         f"no data set {str(dataset_dir)!r}: neither that folder nor {data_root() / dataset_dir} has a dataset.json; "
         f"get it with {how}"

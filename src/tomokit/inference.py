@@ -81,7 +81,8 @@ class WritePredictiond(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return `data` unchanged, with the label map of each key written."""
-        source = data[self.image_key].meta["filename_or_obj"]
+        files = data[self.image_key].meta["filename_or_obj"]
+        source = files if isinstance(files, str) else files[0]  # the modalities of a case share one grid
         for key in self.key_iterator(dict(data)):
             labels = np.asarray(torch.as_tensor(data[key]).cpu())
             write_on_source_grid(labels[0], source, self.output_dir / f"{case_name(source)}.nii.gz")

@@ -72,7 +72,7 @@ def score_thresholds(
 
     Intervals are fitted on the training cases alone, on stored and on normalised intensities; for each class
     the kind with the higher training Dice is used. Entries hold `case`, `image` and `label` (NIfTI files on
-    one grid) and perhaps `patient`; `labels` is dataset.json's, `{"0": "background", "1": …}`. `dice` is
+    one grid) and perhaps `patient`; of several modalities the first is used. `labels` is dataset.json's, `{"0": "background", "1": …}`. `dice` is
     in 0 … 1, or None where truth and prediction are both empty.
 
     Raises:
@@ -136,8 +136,10 @@ def _identify(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {"case": entry["case"], "patient": entry.get("patient", entry["case"])}
 
 
-def _load(path: str | Path) -> Volume:
-    return np.asanyarray(nib.load(path).dataobj)
+def _load(path: str | Path | Sequence[str | Path]) -> Volume:
+    """Return a file's voxels; of several modalities the first one's."""
+    first = path if isinstance(path, str | Path) else path[0]
+    return np.asanyarray(nib.load(first).dataobj)
 
 
 def _load_pairs(entries: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Volume, Volume]]:

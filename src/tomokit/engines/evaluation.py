@@ -1,6 +1,5 @@
 """What an evaluation or inference engine does besides the network's pass: measures, tables, a picture."""
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +16,6 @@ from tomokit.files import write_json, write_table
 from tomokit.metrics import score_segmentation, summarise_classification, summarise_segmentation
 from tomokit.pictures import draw_cases, pick_cases
 from tomokit.runs import is_main_process, peak_memory_gb
-
-logger = logging.getLogger(__name__)
 
 PICTURE = "overlay.png"
 Entries = Sequence[Mapping[str, Any]]
@@ -87,11 +84,11 @@ def attach_segmentation_scores(
         if shown := _picture_cases(rows, truths, run_dir):
             draw_cases(shown, labels, run_dir / PICTURE)
             measures["picture"] = PICTURE
-        if rival:
-            measures["rivals"] = {
-                "threshold": summarise_segmentation(rivals.score_thresholds(cases["training"], cases["test"], labels))
-            }
         _write(run_dir, rows, {"task": "segmentation", **measures}, seconds)
+        if rival:
+            found = rivals.score_thresholds(cases["training"], cases["test"], labels)
+            measures["rivals"] = {"threshold": summarise_segmentation(found)}
+            _write(run_dir, rows, {"task": "segmentation", **measures}, seconds)
 
     _attach(evaluator, score, finish)
 
@@ -123,10 +120,11 @@ def attach_classification_scores(
     def finish(_: Engine) -> None:
         seconds = time.perf_counter() - began
         measures = summarise_classification(rows, classes)
+        _write(run_dir, rows, {"task": "classification", **measures}, seconds)
         if rival:
             found = rivals.score_histogram(cases["training"], cases["test"], labels)
             measures["rivals"] = {"histogram": summarise_classification(found, classes)}
-        _write(run_dir, rows, {"task": "classification", **measures}, seconds)
+            _write(run_dir, rows, {"task": "classification", **measures}, seconds)
 
     _attach(evaluator, score, finish)
 
@@ -140,8 +138,8 @@ def _chances(prediction: torch.Tensor, labels: Mapping[str, str]) -> dict[str, f
 def _attach(evaluator: Engine, score: Any, finish: Any) -> None:
     """Run `score` after each batch and `finish` at the end, in the process that writes."""
     if is_main_process():
-        ProgressBar("evaluate", "case").attach(evaluator)
         evaluator.add_event_handler(Events.ITERATION_COMPLETED, score)
+        ProgressBar("evaluate", "case").attach(evaluator)
         evaluator.add_event_handler(Events.COMPLETED, finish)
 
 
@@ -149,7 +147,6 @@ def _write(run_dir: Path, rows: Sequence[Mapping[str, Any]], measures: dict[str,
     """Write the table of cases and the summary."""
     write_table(run_dir / "cases.csv", rows)
     write_json(run_dir / "metrics.json", {**measures, "seconds": seconds, "peak_rss_gb": peak_memory_gb()})
-    logger.info("measures: %s", run_dir / "metrics.json")
 
 
 def _read(path: str) -> tuple[np.ndarray, np.ndarray]:

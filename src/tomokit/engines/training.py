@@ -108,6 +108,7 @@ def _attach_seeds(trainer: Any, seed: int) -> None:
         )
 
     trainer.add_event_handler(Events.EPOCH_STARTED, start_epoch)
+    trainer.add_event_handler(Events.COMPLETED, lambda _: configs.on_interrupt())
 
 
 def _clip_gradients(engine: Any, max_grad_norm: float) -> None:
