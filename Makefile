@@ -32,7 +32,7 @@ trained = runs/$(RUN)/configs/train.yaml
 dataset = $(DATA:%=--dataset_dir %)
 # print the command, run it; where it fails before our own checks can speak, the lint says why
 run = @$(info $(strip $(MONAI) $(call files,$(1)) $(2)))$(MONAI) $(call files,$(1)) $(2) \
-      || { status=$$?; [ $$status -ne 1 ] || $(BIN)/tomokit lint $(1); exit $$status; }
+      || { status=$$?; [ $$status -ne 1 ] || $(BIN)/tomokit lint --quiet $(1) $(2); exit $$status; }
 
 help:  ## print every target
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */: /' | awk -F': ' '{printf "  make %-14s %s\n", $$1, $$2}'

@@ -77,7 +77,9 @@ def test_a_bundle_is_clean_under_lint(name):
 @pytest.mark.parametrize("name", list_bundles())
 def test_monai_finds_its_properties(name, data):
     for files, kind in ((("train",), "train"), (("train", "evaluate"), "infer"), (("train", "inference"), "infer")):
-        workflow = ConfigWorkflow(config(name, *files), workflow_type=kind, init_id="no_initialize", dataset_dir=data[name])
+        workflow = ConfigWorkflow(
+            config(name, *files), workflow_type=kind, init_id="no_initialize", dataset_dir=data[name]
+        )
         workflow.initialize()
         assert workflow.check_properties() == []
 

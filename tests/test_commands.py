@@ -55,6 +55,14 @@ def test_lint_takes_names_and_files(tmp_path):
     assert result.exit_code == 1 and "epochz" in result.output
 
 
+def test_lint_explains_an_override_whose_parent_monai_does_not_find():
+    train = str(bundles_folder() / "segmentation" / "configs" / "train.yaml")
+    result = invoke("lint", "--quiet", train, "--train#trainr#max_epochs", "3")
+    assert result.exit_code == 1 and "`train` has no key `trainr`; did you mean `trainer`?" in result.output
+    result = invoke("lint", "--quiet", train, "--train#trainer#max_epochs", "3")
+    assert result.exit_code == 0 and result.output == ""
+
+
 def test_report_of_an_absent_run_says_what_makes_it(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["tomokit", "report", str(tmp_path)])
     with pytest.raises(SystemExit):

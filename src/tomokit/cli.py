@@ -43,18 +43,25 @@ def show_bundles() -> None:
         typer.echo(f"{name:16} {folder}")
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def lint(
+    context: typer.Context,
     bundles: Annotated[list[str] | None, typer.Argument(help="Bundle names, folders, or files (default: all).")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print findings only, no count.")] = False,
 ) -> None:
-    """Find what is wrong in a bundle's configs, all at once."""
+    """Find what is wrong in a bundle's configs, all at once; `--key value` pairs are overrides, as for `run`."""
     from tomokit.bundles import find_bundle, list_bundles
     from tomokit.lint import lint_main
 
-    names = bundles or list(list_bundles())
+    given = [*(bundles or []), *context.args]
+    first = next((i for i, text in enumerate(given) if text.startswith("--")), len(given))
+    overrides = {
+        key.removeprefix("--"): value for key, value in zip(given[first::2], given[first + 1 :: 2], strict=False)
+    }
+    names = given[:first] or list(list_bundles())
     if all(Path(name).suffix in (".yaml", ".yml", ".json") for name in names):
-        raise typer.Exit(lint_main(names))
-    raise typer.Exit(max(lint_main(find_bundle(name)) for name in names))
+        raise typer.Exit(lint_main(names, overrides, quiet))
+    raise typer.Exit(max(lint_main(find_bundle(name), overrides, quiet) for name in names))
 
 
 @app.command()

@@ -80,8 +80,10 @@ def lint_bundle(
     return list(dict.fromkeys(findings))
 
 
-def lint_main(path_or_files: str | Path | Sequence[str | Path], overrides: Mapping[str, Any] | None = None) -> int:
-    """Print the findings and return the exit status: 1 when one of them is an error, else 0."""
+def lint_main(
+    path_or_files: str | Path | Sequence[str | Path], overrides: Mapping[str, Any] | None = None, quiet: bool = False
+) -> int:
+    """Print the findings, and their count unless `quiet`; return the status: 1 when one is an error, else 0."""
     console = Console(stderr=False, soft_wrap=True, highlight=False)
     findings = lint_bundle(path_or_files, overrides)
     for finding in findings:
@@ -90,7 +92,8 @@ def lint_main(path_or_files: str | Path | Sequence[str | Path], overrides: Mappi
         console.print(str(finding), markup=False)
     errors = sum(finding.severity == "error" for finding in findings)
     name = path_or_files if isinstance(path_or_files, str | Path) else ", ".join(map(str, path_or_files))
-    console.print(f"{name}: {errors} errors, {len(findings) - errors} warnings", markup=False)
+    if not quiet:
+        console.print(f"{name}: {errors} errors, {len(findings) - errors} warnings", markup=False)
     return int(errors > 0)
 
 
