@@ -72,8 +72,8 @@ def score_thresholds(
 
     Intervals are fitted on the training cases alone, on stored and on normalised intensities; for each class
     the kind with the higher training Dice is used. Entries hold `case`, `image` and `label` (NIfTI files on
-    one grid) and perhaps `patient`; of several modalities the first is used. `labels` is dataset.json's, `{"0": "background", "1": …}`. `dice` is
-    in 0 … 1, or None where truth and prediction are both empty.
+    one grid; of several modalities the first is used) and perhaps `patient`; `labels` is dataset.json's,
+    `{"0": "background", "1": …}`. `dice` is in 0 … 1, or None where truth and prediction are both empty.
 
     Raises:
         TomokitError: when an image and its label differ in shape, or a label occurs in no training case.

@@ -7,6 +7,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 LINE_SECONDS = 15.0
 
@@ -49,9 +50,15 @@ class ProgressBar:
         self.first = engine.state.iteration
         self.began = self.told = time.monotonic()
         if self.on_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(self.unit + "s"))
-            left = (TimeRemainingColumn(), TextColumn("left  {task.fields[note]}"))
-            self.bar = Progress(*columns, *left, console=Console(), refresh_per_second=2, speed_estimate_period=120)
+            time_left = TimeRemainingColumn(table_column=Column(min_width=7, no_wrap=True))
+            counts = (
+                TextColumn("{task.description}"),
+                BarColumn(12),
+                MofNCompleteColumn(),
+                TextColumn(self.unit + "s"),
+            )
+            rest = (time_left, TextColumn("left  {task.fields[note]}", table_column=Column(no_wrap=True)))
+            self.bar = Progress(*counts, *rest, console=Console(), refresh_per_second=2, speed_estimate_period=120)
             self.bar.start()
             self.task = self.bar.add_task(self.title, total=self.total, completed=self.first, note="")
 

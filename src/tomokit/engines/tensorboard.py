@@ -6,6 +6,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from tomokit.pictures import overlay_slice
 
+PICTURE_PIXELS = 480
+
 
 def attach_overlays(evaluator: Engine, trainer: Engine, writer: SummaryWriter) -> None:
     """Write the slice with the most foreground of the first validation case at each validation.
@@ -24,6 +26,8 @@ def attach_overlays(evaluator: Engine, trainer: Engine, writer: SummaryWriter) -
             return
         z = int(np.argmax((label[0] > 0).sum(axis=(0, 1))))
         picture = overlay_slice(image[0, ..., z], prediction[0, ..., z], label[0, ..., z])
+        zoom = max(1, PICTURE_PIXELS // max(picture.shape))
+        picture = picture.repeat(zoom, axis=0).repeat(zoom, axis=1)
         writer.add_image("validation/slice", picture, trainer.state.iteration, dataformats="HWC")
 
     evaluator.add_event_handler(Events.ITERATION_COMPLETED, keep_first)

@@ -135,7 +135,7 @@ def _attach_records(state: TrainingState, evaluator: Any, progress: ProgressBar)
 
     def close(engine: Engine) -> None:
         state.history.append(_epoch_entry(engine, losses, time.perf_counter() - began))
-        progress.note = f"epoch {engine.state.epoch}  loss {state.history[-1]['loss']:.3f}" + _best_note(state)
+        progress.note = f"epoch {engine.state.epoch} loss {state.history[-1]['loss']:.3f}" + _best_note(state)
 
     def validated(engine: Engine) -> None:
         metric = float(engine.state.metrics[engine.state.key_metric_name])
@@ -171,7 +171,7 @@ def _epoch_entry(engine: Any, losses: list[torch.Tensor], seconds: float) -> dic
 
 def _best_note(state: TrainingState) -> str:
     """Return the best validation so far, for the progress bar."""
-    return "" if state.best_metric is None else f"  best {state.best_metric:.3f} (epoch {state.best_epoch})"
+    return "" if state.best_metric is None else f" best {state.best_metric:.3f} in {state.best_epoch}"
 
 
 def _attach_files(state: TrainingState, evaluator: Any, run_dir: Path) -> None:
@@ -201,9 +201,13 @@ def _attach_files(state: TrainingState, evaluator: Any, run_dir: Path) -> None:
         if state.best_weights is not None:
             save(state.best_weights, folder / "best.pt")
 
+    def close(_: Engine) -> None:
+        writer.close()
+        logger.info("trained: %s%s", run_dir, _best_note(state))
+
     trainer.add_event_handler(Events.STARTED, restore_best)
     trainer.add_event_handler(Events.EPOCH_COMPLETED, save_epoch)
-    trainer.add_event_handler(Events.COMPLETED, lambda _: writer.close())
+    trainer.add_event_handler(Events.COMPLETED, close)
 
 
 def _log_scalars(writer: SummaryWriter, engine: Any, entry: dict[str, Any], evaluator: Any) -> None:
