@@ -1,6 +1,7 @@
 """The imports of the package go one way; its functions stay short."""
 
 import ast
+import configparser
 from pathlib import Path
 
 import tomokit
@@ -68,3 +69,12 @@ def test_functions_are_short():
 
 def test_modules_are_short():
     assert [path.name for path in SOURCE.rglob("*.py") if path.read_text().count("\n") > 700] == []
+
+
+def test_every_package_is_shipped():
+    listed = configparser.ConfigParser()
+    listed.read(SOURCE.parents[1] / "setup.cfg")
+    packages = {
+        path.parent.relative_to(SOURCE.parent).as_posix().replace("/", ".") for path in SOURCE.rglob("__init__.py")
+    }
+    assert packages <= set(listed["options"]["packages"].split())
