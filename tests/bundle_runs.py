@@ -11,7 +11,7 @@ from tomokit.bundles import bundles_folder
 SMALL_UNET = {
     "_target_": "DynUNet",
     "spatial_dims": 3,
-    "in_channels": "@in_channels",
+    "in_channels": "$len(@modality)",
     "out_channels": "$len(@labels)",
     "kernel_size": [3, 3, 3],
     "strides": [1, 2, 2],

@@ -196,9 +196,10 @@ def test_two_modalities_of_a_case_are_two_channels(data, tmp_path):
     for entry in [*content["training"], *content["test"]]:
         entry["image"] = [f"CT/{entry['image']}", f"MRI/{entry['image']}"]
         entry["label"] = f"CT/{entry['label']}"
+    content["modality"] = {"0": "CT", "1": "MRI"}
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     intensity = {"_target_": "NormalizeIntensityd", "keys": "image", "channel_wise": True}
-    options = SMALL | {"dataset_dir": str(tmp_path), "in_channels": 2, "intensity": intensity, "seed": 1}
+    options = SMALL | {"dataset_dir": str(tmp_path), "modality": ["CT", "MRI"], "intensity": intensity, "seed": 1}
     run = train("segmentation", tmp_path / "run", **options)
     assert next(iter(weights(run).values())).shape[1] == 2
     follow("segmentation", run, "evaluate")

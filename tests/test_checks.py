@@ -1,3 +1,5 @@
+import json
+
 import nibabel
 import numpy as np
 import pytest
@@ -22,11 +24,19 @@ def entry(write_volume):
     }
 
 
-def check(*entries, **kwargs):
-    check_cases({"training": entries, "validation": [], "test": []}, LABELS, **kwargs)
+@pytest.fixture
+def check(tmp_path):
+    """Return a function that checks entries against the label map and the modality of a data set."""
+
+    def run(*entries, labels=LABELS, modality=("CT",), told=None, **kwargs):
+        content = {"labels": LABELS, "modality": {"0": "CT"}} if told is None else told
+        (tmp_path / "dataset.json").write_text(json.dumps(content))
+        check_cases({"training": entries, "validation": [], "test": []}, tmp_path, labels, modality, **kwargs)
+
+    return run
 
 
-def test_a_clean_case_passes(entry):
+def test_a_clean_case_passes(check, entry):
     check(entry, spacing=(1, 1, 1), patch_size=(12, 12, 12))
 
 
@@ -39,14 +49,14 @@ def test_a_clean_case_passes(entry):
         ("label.nii.gz", lambda a: a.astype(np.float32) * 0.5, r"values outside the label map \[0, 1\]: 0\.5"),
     ],
 )
-def test_a_fault_in_the_voxels_is_named_with_its_case(entry, write_volume, tmp_path, name, change, message):
+def test_a_fault_in_the_voxels_is_named_with_its_case(check, entry, write_volume, tmp_path, name, change, message):
     array = np.asanyarray(nibabel.load(tmp_path / name).dataobj)
     write_volume(name, change(array))
     with pytest.raises(TomokitError, match=rf"case_7: .*{message}"):
         check(entry)
 
 
-def test_another_affine_is_named_in_mm(entry, write_volume):
+def test_another_affine_is_named_in_mm(check, entry, write_volume):
     affine = np.diag([1.0, 1, 1, 1])
     affine[0, 3] = 5
     write_volume("label.nii.gz", np.zeros(SHAPE, np.uint8), affine)
@@ -54,7 +64,7 @@ def test_another_affine_is_named_in_mm(entry, write_volume):
         check(entry)
 
 
-def test_absent_and_unreadable_files_are_named(entry, tmp_path):
+def test_absent_and_unreadable_files_are_named(check, entry, tmp_path):
     (tmp_path / "label.nii.gz").unlink()
     (tmp_path / "image.nii.gz").write_bytes((tmp_path / "image.nii.gz").read_bytes()[:500])
     with pytest.raises(TomokitError) as caught:
@@ -63,14 +73,23 @@ def test_absent_and_unreadable_files_are_named(entry, tmp_path):
     assert "image.nii.gz can't be read" in str(caught.value)
 
 
-def test_all_cases_are_collected_in_one_error(entry):
+def test_all_cases_are_collected_in_one_error(check, entry):
     other = {**entry, "case": "case_8", "image": "nowhere.nii.gz"}
     third = {**entry, "case": "case_9", "label": 5}
     with pytest.raises(TomokitError, match=r"(?s)2 problems.*case_8: nowhere.*case_9: class 5"):
         check(entry, other, third)
 
 
-def test_a_crop_larger_than_the_volume_names_case_and_remedy(entry):
+def test_labels_and_modality_must_be_the_data_sets(check, entry):
+    check(entry, told={"labels": {"0": "Background", "1": "LIVER"}, "modality": {"0": "ct"}})
+    check(entry, told={})
+    with pytest.raises(TomokitError, match=r"labels \{'0': 'background', '1': 'kidney'\}, the config .*'liver'"):
+        check(entry, told={"labels": {"0": "background", "1": "kidney"}})
+    with pytest.raises(TomokitError, match=r"modality \['MRI'\], the config \['CT'\]; .*NormalizeIntensityd"):
+        check(entry, told={"modality": {"0": "MRI"}})
+
+
+def test_a_crop_larger_than_the_volume_names_case_and_remedy(check, entry):
     with pytest.raises(TomokitError, match=r"case_7: patch_size \(12, 16, 16\) .*\(12, 14, 16\).*minimum_size"):
         check(entry, patch_size=(12, 16, 16))
     check(entry, patch_size=(12, 16, 16), minimum_size=(0, 16, 0))

@@ -23,7 +23,7 @@ def hippocampus(mirror, tmp_path_factory):
 def test_all_260_hippocampus_cases_pass_the_check(hippocampus):
     cases = select_cases(hippocampus, "splits.json", 0)
     assert [len(cases[part]) for part in ("training", "validation", "test")] == [191, 17, 52]
-    check_cases(cases, LABELS, (1, 1, 1), (40, 56, 40), (40, 56, 40))
+    check_cases(cases, hippocampus, LABELS, ["MRI"], (1, 1, 1), (40, 56, 40), (40, 56, 40))
 
 
 def test_a_short_run_on_hippocampus_learns_and_predicts_on_the_sources(hippocampus, tmp_path):

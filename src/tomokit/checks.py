@@ -12,7 +12,9 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
+from tomokit.datasets import find_dataset
 from tomokit.errors import raise_problems
+from tomokit.files import read_json
 from tomokit.geometry import axis_codes, grid_difference, spacing_from_affine
 from tomokit.labels import check_label_map
 
@@ -21,7 +23,9 @@ Volume = tuple[np.ndarray, np.ndarray]  # array (X, Y, Z[, T]) as stored, affine
 
 def check_cases(
     cases: Mapping[str, Sequence[Mapping[str, Any]]],
+    dataset_dir: str | Path,
     labels: Mapping[str, str],
+    modality: Sequence[str],
     spacing: Sequence[float] | None = None,
     patch_size: Sequence[int] | None = None,
     minimum_size: Sequence[int] | None = None,
@@ -30,7 +34,9 @@ def check_cases(
 
     Args:
         cases: `{"training": entries, …}` as `datasets.select_cases` returns them.
+        dataset_dir: the data set's folder or name, whose `dataset.json` must tell the same labels and modality.
         labels: the label map; a label file's values, or an entry's class, must be among its keys.
+        modality: the kind of each channel, such as `["CT"]`.
         spacing: the network's voxel size in mm along x, y, z (RAS); None leaves the source's.
         patch_size: the training crop in voxels at that spacing.
         minimum_size: smaller volumes are padded to this size in voxels before they are cropped.
@@ -42,8 +48,28 @@ def check_cases(
     entries = list(chain.from_iterable(cases.values()))
     with ThreadPoolExecutor() as pool:
         found = pool.map(lambda entry: check_case(entry, values, spacing, patch_size, minimum_size), entries)
-        problems = list(chain.from_iterable(found))
+        problems = describe_mismatch(dataset_dir, labels, modality) + list(chain.from_iterable(found))
     raise_problems(f"{len(problems)} problems in the data; mend or remove these cases, then start again", problems)
+
+
+def describe_mismatch(dataset_dir: str | Path, labels: Mapping[str, str], modality: Sequence[str]) -> list[str]:
+    """Return what `dataset.json` says otherwise than the config: a label's name, or the kind of a channel.
+
+    Names are compared without upper and lower case; what `dataset.json` leaves out is not compared.
+    """
+    content = read_json(find_dataset(dataset_dir) / "dataset.json")
+    own = {str(value): name for value, name in labels.items()}
+    told = {str(value): name for value, name in content.get("labels", own).items()}
+    kinds = [content["modality"][key] for key in sorted(content["modality"])] if "modality" in content else modality
+    problems = []
+    if {value: name.lower() for value, name in told.items()} != {value: name.lower() for value, name in own.items()}:
+        problems.append(f"dataset.json has the labels {told}, the config {own}; set the key `labels`")
+    if [kind.lower() for kind in kinds] != [kind.lower() for kind in modality]:
+        problems.append(
+            f"dataset.json has the modality {list(kinds)}, the config {list(modality)}; set the key `modality`, and "
+            "`intensity` to suit it (a window in HU for CT, NormalizeIntensityd for MRI)"
+        )
+    return problems
 
 
 def check_case(

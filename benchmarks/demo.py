@@ -1,0 +1,134 @@
+"""Run the main job from raw data to the last prediction, time it, and write its figures into the docs.
+
+Command: make bench NAME=demo [ONLY="phantom-ct hippocampus"] [ARGS=--full]
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tomokit.files import write_json, write_text
+from tomokit.runs import describe_environment
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "demo.json"
+DOCS = ("README.md", "bundles/segmentation/docs/README.md", "bundles/classification/docs/README.md")
+COMMANDS = {
+    "phantom-ct": ["RUN=demo"],
+    "hippocampus": ["DATA=hippocampus", "RUN=hippocampus", "FROM={mirror}"],
+    "phantom-ct-classes": ["BUNDLE=classification", "RUN=classes"],
+}
+RIVALS = {"threshold": "best thresholds", "histogram": "histogram model"}
+
+
+def measure(dataset: str) -> list[dict[str, Any]]:
+    """Return the rows of one main job: the network's and its rival's scores, with the whole job's seconds."""
+    mirror = os.environ.get("TOMOKIT_MIRROR")
+    if dataset == "hippocampus" and mirror is None:
+        return [_row("unet", dataset, "dice", None, {}) | {"note": "TOMOKIT_MIRROR is unset"}]
+    arguments = [argument.format(mirror=mirror) for argument in COMMANDS[dataset]]
+    with tempfile.TemporaryDirectory() as sets:
+        began = time.perf_counter()
+        subprocess.run(["make", "demo", *arguments], cwd=ROOT, check=True, env={**os.environ, "TOMOKIT_DATA": sets})
+        seconds = time.perf_counter() - began
+    run = ROOT / "runs" / next(a.removeprefix("RUN=") for a in arguments if a.startswith("RUN="))
+    measures = json.loads((run / "metrics.json").read_text())
+    training = json.loads((run / "validation.json").read_text())
+    common = {"seconds": seconds, "peak_rss_gb": max(measures["peak_rss_gb"], training["peak_rss_gb"])}
+    common |= {"epochs": training["epochs"], "seconds_per_step": training["seconds_per_step"]}
+    system = "resnet" if measures["task"] == "classification" else "unet"
+    rows = _rows(system, dataset, measures, common)
+    for name, rival in measures.get("rivals", {}).items():
+        rows += _rows(name, dataset, rival, {"seconds": None, "peak_rss_gb": None})
+    return rows
+
+
+def _rows(system: str, dataset: str, measures: dict[str, Any], common: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a row per summary score and per structure's Dice."""
+    scores = dict(measures["summary"])
+    scores |= {f"dice {name}": entry["dice"] for name, entry in measures["per_class"].items() if "dice" in entry}
+    return [_row(system, dataset, metric, score["mean"], common, score) for metric, score in scores.items()]
+
+
+def _row(
+    system: str,
+    dataset: str,
+    metric: str,
+    value: float | None,
+    common: dict[str, Any],
+    score: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return one row in the form that all benchmarks share."""
+    score = score or {}
+    names = {"system": system, "dataset": dataset, "metric": metric, "value": value}
+    return names | {"ci95": score.get("ci95"), "n": score.get("n")} | common
+
+
+def fill_docs(rows: list[dict[str, Any]]) -> None:
+    """Write the figures into the blocks `<!-- demo DATASET KIND -->…<!-- end -->` of the docs."""
+    for name in DOCS:
+        path = ROOT / name
+        text = re.sub(
+            r"<!-- demo (\S+) (\w+) -->.*?<!-- end -->",
+            lambda match: f"<!-- demo {match[1]} {match[2]} -->{_block(rows, match[1], match[2])}<!-- end -->",
+            path.read_text(encoding="utf-8"),
+            flags=re.DOTALL,
+        )
+        write_text(path, text)
+
+
+def _block(rows: list[dict[str, Any]], dataset: str, kind: str) -> str:
+    """Return one figure, or a table of all scores, as Markdown."""
+    own = [row for row in rows if row["dataset"] == dataset and row["system"] in ("unet", "resnet")]
+    rivals = [row for row in rows if row["dataset"] == dataset and row["system"] in RIVALS]
+    if not own or own[0]["value"] is None:
+        return "not measured"
+    if kind == "time":
+        minutes, seconds = divmod(round(own[0]["seconds"]), 60)
+        return f"{minutes} min {seconds:02d} s"
+    if kind == "epochs":
+        return str(own[0]["epochs"])
+    if kind == "score":
+        return _score(own[0])
+    if kind == "rival":
+        return _score(rivals[0])
+    lines = [
+        f"| | {own[0]['system']} [95 % interval] | {RIVALS[rivals[0]['system']]} | test patients |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['metric']} | {_score(row)} | {rival['value']:.3f} | {row['n']} |"
+        for row, rival in zip(own, rivals, strict=True)
+    ]
+    return "\n" + "\n".join(lines) + "\n"
+
+
+def _score(row: dict[str, Any]) -> str:
+    """Return a value with its interval."""
+    low, high = row["ci95"]
+    return f"{row['value']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", choices=list(COMMANDS))
+    parser.add_argument("--full", action="store_true", help="all data sets, not the phantoms alone")
+    options = parser.parse_args()
+    chosen = options.only or (list(COMMANDS) if options.full else ["phantom-ct"])
+    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    for dataset in chosen:
+        rows = [row for row in rows if row["dataset"] != dataset] + measure(dataset)
+        environment = describe_environment({})
+        keep = {key: environment[key] for key in ("git_revision", "hardware", "versions")}
+        write_json(RESULTS, {"name": "demo", "command": "make bench NAME=demo ARGS=--full", **keep, "rows": rows})
+        fill_docs(rows)
+
+
+if __name__ == "__main__":
+    main()
