@@ -1,4 +1,6 @@
+import contextlib
 import json
+import os
 import resource
 import signal
 
@@ -10,15 +12,21 @@ from tomokit.errors import TomokitError, raise_problems
 from tomokit.files import read_json, replacing, write_json, write_table, write_text
 
 
-@pytest.fixture
-def small_disk():
-    """Let no file of this process pass 4 kB, as a full disk would."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+def on_a_small_disk(check) -> bool:
+    """Return whether `check` passes in a child process where no file may pass 4 kB, as on a full disk.
+
+    A child, since the limit would hold for the file that this process's output may go to.
+    """
+    child = os.fork()
+    if child == 0:
+        status = 1
+        with contextlib.suppress(BaseException):
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+            check()
+            status = 0
+        os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -31,15 +39,20 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_a_full_disk_gives_one_clear_error_and_keeps_the_old_file(tmp_path, small_disk):
+def test_a_full_disk_gives_one_clear_error_and_keeps_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    with pytest.raises(TomokitError, match=r"can't write .*a\.txt: .*--resume true"):
-        write_text(path, "x" * 10_000)
-    with pytest.raises(TomokitError, match=r"can't write .*w\.pt"):
-        save({"weights": torch.zeros(10_000)}, tmp_path / "w.pt")
+
+    def write_too_much():
+        with pytest.raises(TomokitError, match=r"can't write .*a\.txt: .*--resume true"):
+            write_text(path, "x" * 10_000)
+        with pytest.raises(TomokitError, match=r"can't write .*w\.pt: .*--resume true"):
+            save({"weights": torch.zeros(10_000)}, tmp_path / "w.pt")
+
+    assert on_a_small_disk(write_too_much)
+    assert not on_a_small_disk(lambda: (tmp_path / "b.txt").write_text("x" * 10_000))
     assert path.read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.txt", "b.txt"]
 
 
 def test_a_file_where_a_folder_should_be_is_named(tmp_path):
