@@ -5,7 +5,7 @@ import nibabel
 import numpy as np
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers run the tests, one core each
 
 
 @pytest.fixture
