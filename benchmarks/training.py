@@ -6,6 +6,7 @@ Command: make bench NAME=training
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,12 +31,12 @@ SYSTEMS = {
 LIMIT = 1.1
 
 
-def build(bundle: str, layers: tuple[str, ...], dataset: str, epochs: int) -> Any:
-    """Return a bundle's trainer as `run` would start it, without validation."""
+def build(bundle: str, layers: tuple[str, ...], dataset: str, run_dir: str) -> Any:
+    """Return a bundle's trainer as `run` would start it, for more epochs than are measured, without validation."""
     configs = find_bundle(bundle) / "configs"
     files = [str(configs / "train.yaml"), *(str(configs / f"{layer}.yaml") for layer in layers)]
-    overrides = {"dataset_dir": str(get_dataset(dataset)), "epochs": epochs, "val_interval": 10 * epochs}
-    workflow = ConfigWorkflow(files, run_dir=f"runs/bench-{bundle}", **overrides)
+    overrides = {"dataset_dir": str(get_dataset(dataset)), "epochs": 1000, "val_interval": 1000}
+    workflow = ConfigWorkflow(files, run_dir=run_dir, **overrides)
     workflow.initialize()
     return workflow.parser.get_parsed_content("train::trainer")
 
@@ -64,8 +65,9 @@ def measure(bundle: str, layers: tuple[str, ...], dataset: str, rounds: int) -> 
     forward, loss, backward, clipping, optimizer, schedule and every handler. After each one, a bare pass on
     that very batch is timed, and its time is taken out of the next step.
     """
-    trainer = build(bundle, layers, dataset, epochs=1000)
     times: dict[str, list[float]] = {"step": [], "bare": []}
+    folder = tempfile.TemporaryDirectory()
+    trainer = build(bundle, layers, dataset, f"{folder.name}/run")
     last = time.perf_counter()
 
     def interleave(engine: Any) -> None:
@@ -79,6 +81,7 @@ def measure(bundle: str, layers: tuple[str, ...], dataset: str, rounds: int) -> 
 
     trainer.add_event_handler(Events.ITERATION_COMPLETED, interleave)
     trainer.run()
+    folder.cleanup()
     warm = rounds // 5
     return {name: values[warm:] for name, values in times.items()}
 

@@ -38,9 +38,9 @@ def train(bundle: str, run_dir: Path, *layers: str, files: tuple[str, ...] = (),
     return run_dir
 
 
-def follow(bundle: str, run_dir: Path, stage: str, **overrides: Any) -> None:
+def follow(bundle: str, run: Path, stage: str, /, **overrides: Any) -> None:
     """Run an overlay (`evaluate` or `inference`) on a run's own config."""
-    files = [str(run_dir / "configs" / "train.yaml"), *config(bundle, stage)]
+    files = [str(run / "configs" / "train.yaml"), *config(bundle, stage)]
     monai.bundle.run(config_file=files, **overrides)
 
 

@@ -1,10 +1,12 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import monai.bundle
 import nibabel
 import numpy as np
 import pytest
@@ -51,22 +53,61 @@ def test_every_network_has_a_run_here():
 @pytest.mark.parametrize(
     ("bundle", "layers"), NETWORKS, ids=[Path(*layers[:1]).stem or bundle for bundle, layers in NETWORKS]
 )
-def test_a_network_trains_resumes_evaluates_and_infers(bundle, layers, data, tmp_path):
-    options = {"epochs": 1} | (SIZES if bundle == "segmentation" else {})
-    run = train(bundle, tmp_path / "run", *layers, dataset_dir=data[bundle], **options)
+def test_a_network_trains_resumes_evaluates_and_infers(bundle, layers, data, tmp_path, monkeypatch):
+    options = {"dataset_dir": data[bundle]} | (SIZES if bundle == "segmentation" else {})
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("tomokit.engines.training.write_json", stop_here)  # after the first epoch's checkpoint
+        with pytest.raises(RuntimeError):
+            train(bundle, run, *layers, **options)
     first = weights(run)
-    train(bundle, run, *layers, dataset_dir=data[bundle], **(options | {"epochs": 2}), resume=True)
+    train(bundle, run, *layers, **options, resume=True)
     assert not same_weights(first, weights(run))
     assert [entry["epoch"] for entry in json.loads((run / "validation.json").read_text())["history"]] == [1, 2]
+    assert len(json.loads((run / "environment.json").read_text())["resumed"]) == 1
     follow(bundle, run, "evaluate")
     follow(bundle, run, "inference")
     measures = json.loads((run / "metrics.json").read_text())
     assert 0 <= measures["summary"]["dice" if bundle == "segmentation" else "auc"]["mean"] <= 1
-    assert sorted(path.name for path in (run / "configs").glob("*.yaml")) == [
-        "evaluate.yaml",
-        "inference.yaml",
-        "train.yaml",
-    ]
+    assert measures["checkpoint"].startswith("best.pt, epoch ")
+    stages = sorted(path.stem for path in (run / "configs").glob("*.yaml"))
+    assert stages == ["evaluate", "inference", "train"]
+
+
+def stop_here(*_):
+    raise RuntimeError("stopped")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 3}, "`epochs` is 3, the run began with 2"),
+        ({"batch_size": 1}, "`batch_size` is 1, the run began with 2"),
+        ({"seed": 5}, "`seed` is 5, the run began with 0"),
+        ({"cases#test": ["case_007"]}, "`cases` is"),
+    ],
+)
+def test_a_run_is_not_resumed_with_what_would_change_its_meaning(change, message, small_run, data):
+    before = (small_run / "configs" / "train.yaml").read_text()
+    lists = {"cases#training": [f"case_00{i}" for i in range(5)], "cases#validation": [], "cases#test": ["case_006"]}
+    options = SMALL | (lists if "cases#test" in change else {}) | change
+    with pytest.raises(RuntimeError) as caught:
+        train("segmentation", small_run, dataset_dir=data["segmentation"], resume=True, **options)
+    text = str(find_cause(caught.value))
+    assert message in text and "--resume true" in text
+    assert (small_run / "configs" / "train.yaml").read_text() == before
+
+
+def test_a_run_is_not_resumed_on_other_data(data, tmp_path):
+    copy = tmp_path / "data"
+    shutil.copytree(data["segmentation"], copy)
+    run = train("segmentation", tmp_path / "run", dataset_dir=str(copy), **SMALL)
+    label = sorted(copy.glob("labelsTr/*"))[0]
+    image = nibabel.load(label)
+    nibabel.save(nibabel.Nifti1Image(np.asanyarray(image.dataobj)[::-1].copy(), image.affine, image.header), label)
+    with pytest.raises(RuntimeError) as caught:
+        train("segmentation", run, dataset_dir=str(copy), **SMALL, resume=True)
+    assert "the cases' files are not those the run began with" in str(find_cause(caught.value))
 
 
 @pytest.mark.parametrize("name", list_bundles())
@@ -106,7 +147,7 @@ def test_a_run_leaves_what_the_design_lists(small_run):
     assert expected <= found
     assert any(name.startswith("tensorboard/events") for name in found)
     environment = json.loads((small_run / "environment.json").read_text())
-    assert {"versions", "hardware", "git_revision", "data_hash", "seed", "deterministic"} <= set(environment)
+    assert {"versions", "hardware", "git_revision", "data_hash", "seed", "determinism", "precision"} <= set(environment)
     rows = list(csv.DictReader((small_run / "cases.csv").open()))
     assert [(row["case"], row["class"]) for row in rows] == [
         (case, name) for case in ("case_006", "case_007") for name in ("liver", "spleen", "lesion")
@@ -127,8 +168,6 @@ def test_the_case_lists_of_a_run_are_disjoint_and_complete(small_run, data):
 
 
 def test_a_run_runs_again_from_its_own_configs(small_run, tmp_path):
-    import monai.bundle
-
     again = tmp_path / "again"
     monai.bundle.run(config_file=str(small_run / "configs" / "train.yaml"), run_dir=str(again))
     assert same_weights(weights(small_run), weights(again))
@@ -141,8 +180,52 @@ def test_a_run_runs_again_from_its_own_configs(small_run, tmp_path):
 
 def test_evaluation_and_inference_write_the_same_label_maps(small_run):
     follow("segmentation", small_run, "inference")
-    for path in (small_run / "predictions").iterdir():
-        assert (small_run / "inference" / path.name).read_bytes() == path.read_bytes()
+    assert read_tree(small_run / "inference") == read_tree(small_run / "predictions") != {}
+
+
+def read_tree(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_predictions_are_scored_and_drawn_from_where_they_are_written(small_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    shutil.rmtree(run / "predictions")
+    (run / "overlay.png").unlink()
+    follow("segmentation", run, "evaluate", run_dir=str(run), output_dir=str(tmp_path / "elsewhere"))
+    assert read_tree(tmp_path / "elsewhere") == read_tree(small_run / "predictions")
+    assert (run / "overlay.png").exists() and not (run / "predictions").exists()
+
+
+def test_a_run_rerun_in_place_keeps_its_metadata(small_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    monai.bundle.run(config_file=str(run / "configs" / "train.yaml"), run_dir=str(run))
+    assert (run / "configs" / "metadata.json").exists() and (run / "configs" / "logging.conf").exists()
+    assert (tmp_path / "run.1" / "metrics.json").exists() and not (run / "metrics.json").exists()
+
+
+def test_a_folder_of_anything_else_is_not_moved(data, tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").touch()
+    with pytest.raises(RuntimeError) as caught:
+        train("segmentation", tmp_path / "precious", dataset_dir=data["segmentation"], **SMALL)
+    assert "precious holds something else than a run" in str(find_cause(caught.value))
+    assert (tmp_path / "precious" / "thesis.txt").exists()
+
+
+def test_a_network_that_can_not_be_built_moves_no_run(small_run, data):
+    broken = SMALL | {"network_def": SMALL_UNET | {"strides": [1, 2]}}
+    with pytest.raises(RuntimeError):
+        train("segmentation", small_run, dataset_dir=data["segmentation"], **broken)
+    assert (small_run / "checkpoints" / "best.pt").exists()
+
+
+def test_a_split_without_test_cases_can_not_be_scored(small_run):
+    lists = {"cases#training": ["case_000"], "cases#validation": [], "cases#test": []}
+    with pytest.raises(RuntimeError) as caught:
+        follow("segmentation", small_run, "evaluate", **lists)
+    assert "no test case to score" in str(find_cause(caught.value))
 
 
 def test_a_prediction_lies_on_its_source_with_the_same_header(small_run, data):
@@ -203,6 +286,10 @@ def test_two_modalities_of_a_case_are_two_channels(data, tmp_path):
     run = train("segmentation", tmp_path / "run", **options)
     assert next(iter(weights(run).values())).shape[1] == 2
     follow("segmentation", run, "evaluate")
+    follow("segmentation", run, "inference")
+    assert read_tree(run / "inference") == read_tree(run / "predictions") != {}
+    metadata = json.loads((run / "configs" / "metadata.json").read_text())["network_data_format"]["inputs"]["image"]
+    assert (metadata["num_channels"], metadata["channel_def"]) == (2, {"0": "CT", "1": "MRI"})
     for path in (run / "predictions").iterdir():
         sources = list(tmp_path.glob(f"CT/images*/{path.name}"))
         assert np.array_equal(nibabel.load(path).affine, nibabel.load(sources[0]).affine)
@@ -242,8 +329,6 @@ def test_a_missing_data_set_says_how_to_get_it(tmp_path):
 
 def test_an_untrained_run_can_not_be_evaluated(data, tmp_path):
     with pytest.raises(RuntimeError) as caught:
-        import monai.bundle
-
         monai.bundle.run(
             config_file=config("segmentation", "train", "evaluate"),
             dataset_dir=data["segmentation"],

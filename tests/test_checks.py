@@ -44,9 +44,30 @@ def test_a_clean_case_passes(check, entry):
     ("name", "change", "message"),
     [
         ("label.nii.gz", lambda a: a[:-1], r"label\.nii\.gz differ: .*11"),
-        ("label.nii.gz", lambda a: a * 7, r"values outside the label map \[0, 1\]: 7"),
+        ("label.nii.gz", lambda a: a * 7, r"values outside the label map \[0, 1\]: 7; correct the file"),
         ("image.nii.gz", lambda a: np.where(a > 2.5, np.nan, a), r"voxels that are NaN or infinite"),
-        ("label.nii.gz", lambda a: a.astype(np.float32) * 0.5, r"values outside the label map \[0, 1\]: 0\.5"),
+        ("label.nii.gz", lambda a: a.astype(np.float32) * 0.5, r"values outside the label map \[0, 1\]: 0\.5; round"),
+        ("label.nii.gz", lambda a: a * np.float32(0.9999), r"map \[0, 1\]: 0\.999\d+; round them and store integers"),
+        ("label.nii.gz", lambda a: a * np.float32(1.0000001), r"map \[0, 1\]: 1\.0000001\d*; round them"),
+        ("label.nii.gz", lambda a: np.where(a == 1, np.float32(np.nan), a), r"map \[0, 1\]: nan; round them"),
+        (
+            "label.nii.gz",
+            lambda a: a[..., None],
+            r"label\.nii\.gz is 4D with shape \(12, 14, 16, 1\); store labels as one",
+        ),
+        ("label.nii.gz", lambda a: a[0], r"label\.nii\.gz is 2D with shape \(14, 16\); store labels as one 3D volume"),
+        ("image.nii.gz", lambda a: a[0], r"image\.nii\.gz is 2D with shape \(14, 16\); store it as 3D"),
+        (
+            "image.nii.gz",
+            lambda a: np.stack([a, a], -1),
+            r"is 4D with shape \(12, 14, 16, 2\); split it into one file per",
+        ),
+        (
+            "image.nii.gz",
+            lambda a: a[..., None, None],
+            r"is 5D with shape \(12, 14, 16, 1, 1\); split it into one file",
+        ),
+        ("image.nii.gz", lambda a: a.astype(np.complex64), r"image\.nii\.gz has voxels of the type complex64"),
     ],
 )
 def test_a_fault_in_the_voxels_is_named_with_its_case(check, entry, write_volume, tmp_path, name, change, message):
@@ -62,6 +83,51 @@ def test_another_affine_is_named_in_mm(check, entry, write_volume):
     write_volume("label.nii.gz", np.zeros(SHAPE, np.uint8), affine)
     with pytest.raises(TomokitError, match=r"case_7: image\.nii\.gz and label\.nii\.gz differ: .*5"):
         check(entry)
+
+
+def test_float_labels_that_are_whole_pass(check, entry, write_volume):
+    write_volume("label.nii.gz", np.ones(SHAPE, np.float64) + 1e-12)  # 1.0 once the loader has made float32 of it
+    check(entry)
+
+
+def test_an_image_with_a_fourth_axis_of_one_passes_and_loads(check, entry, write_volume):
+    from monai.transforms import LoadImaged
+
+    array = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    write_volume("image.nii.gz", array[..., None])
+    check(entry, patch_size=SHAPE, spacing=(1, 1, 1))
+    loaded = LoadImaged("image", reader="NibabelReader", ensure_channel_first=True)(entry)["image"]
+    np.testing.assert_array_equal(loaded, array[None])
+    two = {**entry, "image": [entry["image"], write_volume("second.nii.gz", array)]}
+    with pytest.raises(TomokitError, match="case_7: its images have 3 and 4 axes; store all of them with three"):
+        check(two, modality=("T1", "T2"), told={})
+
+
+def test_files_must_be_as_many_as_the_kinds(check, entry):
+    two = {**entry, "case": "case_8", "image": [entry["image"]] * 2}
+    with pytest.raises(TomokitError, match=r"case_8: files under image: 2, kinds in modality: 1 \['CT'\]; list one"):
+        check(entry, two)
+    with pytest.raises(TomokitError, match=r"case_7: files under image: 1, kinds in modality: 2 \['T1', 'T2'\]"):
+        check(entry, two, modality=("T1", "T2"), told={})
+
+
+def test_colour_and_a_bad_affine_are_problems_among_others(check, entry, tmp_path):
+    colour = np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nibabel.save(nibabel.Nifti1Image(colour, np.eye(4)), tmp_path / "colour.nii")
+    image = nibabel.Nifti1Image(np.zeros(SHAPE, np.uint8), np.eye(4))
+    image.set_sform(np.diag([1.0, 1, 0, 1]), code=1)
+    nibabel.save(image, tmp_path / "flat.nii")
+    entries = [
+        {**entry, "image": str(tmp_path / "colour.nii")},
+        {**entry, "case": "case_8", "image": str(tmp_path / "flat.nii")},
+        {**entry, "case": "case_9", "image": "nowhere.nii.gz"},
+    ]
+    with pytest.raises(TomokitError) as caught:
+        check(*entries)
+    text = str(caught.value)
+    assert "3 problems" in text and "case_9: nowhere" in text
+    assert "case_7" in text and "colour.nii has voxels of the type [('R', 'u1')" in text
+    assert "case_8" in text and "flat.nii: an affine must be an invertible (4, 4) matrix" in text
 
 
 def test_absent_and_unreadable_files_are_named(check, entry, tmp_path):
@@ -83,6 +149,12 @@ def test_all_cases_are_collected_in_one_error(check, entry):
 def test_labels_and_modality_must_be_the_data_sets(check, entry):
     check(entry, told={"labels": {"0": "Background", "1": "LIVER"}, "modality": {"0": "ct"}})
     check(entry, told={})
+    check(entry, told={"modality": "CT"})
+    check(entry, told={"modality": ["ct"]})
+    with pytest.raises(
+        TomokitError, match=r"dataset\.json is malformed.*\n.*swap them: \{'0': 'background', '1': 'liver'\}"
+    ):
+        check(entry, told={"labels": {"background": 0, "liver": 1}})
     with pytest.raises(TomokitError, match=r"labels \{'0': 'background', '1': 'kidney'\}, the config .*'liver'"):
         check(entry, told={"labels": {"0": "background", "1": "kidney"}})
     with pytest.raises(TomokitError, match=r"modality \['MRI'\], the config \['CT'\]; .*NormalizeIntensityd"):

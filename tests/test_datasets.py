@@ -1,9 +1,19 @@
 import json
+import re
 
 import pytest
 
 from tomokit import phantoms
-from tomokit.datasets import case_name, find_dataset, get_dataset, images_of, read_entries, select_cases, unlabelled
+from tomokit.datasets import (
+    case_name,
+    find_dataset,
+    get_dataset,
+    images_of,
+    read_description,
+    read_entries,
+    select_cases,
+    unlabelled,
+)
 from tomokit.errors import TomokitError
 
 
@@ -52,6 +62,84 @@ def test_an_empty_a_malformed_and_an_ambiguous_set_are_refused(tmp_path):
     (tmp_path / "dataset.json").write_text("[]")
     with pytest.raises(TomokitError, match="must hold an object"):
         read_entries(tmp_path)
+
+
+def test_a_description_has_labels_by_value_and_modality_by_channel(tmp_path):
+    def read(**content):
+        (tmp_path / "dataset.json").write_text(json.dumps(content))
+        return read_description(tmp_path)
+
+    assert read() == {}
+    assert read(labels={"0": "background", "01": "a"})["labels"] == {"0": "background", "1": "a"}
+    kinds = {str(i): f"M{i}" for i in range(11)}
+    assert read(modality=dict(sorted(kinds.items())))["modality"] == list(kinds.values())
+    assert read(modality=["T1", "T2"])["modality"] == ["T1", "T2"] and read(modality="CT")["modality"] == ["CT"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"labels": {"background": 0, "a": 1}},
+            "name -> value {'background': 0, 'a': 1}; swap them: {'0': 'background'",
+        ),
+        (
+            {"labels": ["background"]},
+            '`labels` must be an object {"0": "background", "1": "name"}, got [\'background\']',
+        ),
+        ({"labels": None}, '"1": "name"}, got None'),
+        ({"labels": {"0": "background", "1": 5}}, "got '1': 5; write"),
+        ({"labels": {"0": "background", "-1": "a"}}, "got '-1': 'a'; write"),
+        ({"modality": {"ct": "CT"}}, "the numbers of the channels as keys, got {'ct': 'CT'}"),
+        (
+            {"modality": {"0": 3}},
+            '`modality` must name the kind of each channel, as in {"0": "CT"} or ["CT"], got {\'0\': 3}',
+        ),
+        ({"modality": []}, "got []"),
+        ({"modality": None}, "got None"),
+        ({"training": None}, "`training` must be a list of entries, got None"),
+        ({"training": [], "test": {}}, "`test` must be a list of entries, got {}"),
+        ({"training": [7]}, "`training` entry 0: must be an object with `image` and `label`, got 7"),
+        (
+            {"training": [{"image": "", "label": 1}]},
+            "`training` entry 0: `image` must be a path or a list of paths, got ''",
+        ),
+        ({"training": [{"image": None, "label": 1}]}, "list of paths, got None"),
+        ({"training": [{"image": [], "label": 1}]}, "list of paths, got []"),
+        ({"training": [{"image": ["a", None], "label": 1}]}, "list of paths, got ['a', None]"),
+        ({"training": [{"label": 1}]}, "list of paths, got none"),
+        ({"training": [{"image": "a", "label": None}]}, "`label` must be a path or a class, got None; leave"),
+        (
+            {"training": [{"image": "a", "label": 1, "patient": None}]},
+            "`patient` must be a name or a number, got None; leave",
+        ),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named_with_file_and_key(tmp_path, content, message):
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(TomokitError, match=rf"(?s)/dataset\.json is malformed.*{re.escape(message)}"):
+        read_entries(tmp_path)
+
+
+def test_labelled_test_and_validation_cases_are_never_drawn_into_training(tmp_path):
+    items = make_items(14)
+    folder = write_set(tmp_path, items[:12], items[12:])
+    for seed in range(5):
+        drawn = select_cases(folder, "splits.json", 0, seed=seed)
+        assert [entry["case"] for entry in drawn["test"]] == ["c12", "c13"]
+        assert [len(drawn[part]) for part in ("training", "validation")] == [9, 3]
+    content = {"training": items[:8], "validation": items[8:10]}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    drawn = select_cases(folder, "splits.json", 0)
+    assert [entry["case"] for entry in drawn["validation"]] == ["c8", "c9"] and len(drawn["test"]) == 2
+    (folder / "dataset.json").write_text(json.dumps(content | {"test": items[10:]}))
+    assert [len(part) for part in select_cases(folder, "splits.json", 0).values()] == [8, 2, 4]
+
+
+def test_a_patient_of_the_given_test_part_may_not_train(tmp_path):
+    folder = write_set(tmp_path, make_items(3), [{"image": "t.nii.gz", "label": 1, "patient": "c0"}])
+    with pytest.raises(TomokitError, match=r"patient c0 is in (training|validation) and in test"):
+        select_cases(folder, "splits.json", 0)
 
 
 def test_cases_come_from_lists_from_a_file_or_are_drawn(tmp_path):
@@ -108,6 +196,29 @@ def test_a_local_set_is_copied_whole_with_its_folds(tmp_path, monkeypatch):
     folds = json.loads((folder / "splits.json").read_text())["folds"]
     assert len(folds) == 5 and sorted(sum((fold["test"] for fold in folds), [])) == sorted(f"c{i}" for i in range(20))
     assert not list(folder.parent.glob(".partial*")) and not (source / "splits.json").exists()
+
+
+@pytest.mark.parametrize(("training", "test"), [(4, 0), (6, 1), (6, 0)])
+def test_folds_are_written_only_where_they_can_be_and_do_no_harm(tmp_path, training, test):
+    items = make_items(training + test)
+    source = write_set(tmp_path / "task", items[:training], items[training:])
+    folder = get_dataset("task", tmp_path / "copy", source)
+    assert (folder / "splits.json").exists() == ((training, test) == (6, 0))
+    assert len(select_cases(folder, "splits.json", 0)["training"]) > 1
+
+
+def test_a_malformed_set_is_not_copied(tmp_path):
+    source = write_set(tmp_path / "task", [{"image": None, "label": 1}])
+    with pytest.raises(TomokitError, match=r"`image` must be .* got None"):
+        get_dataset("task", tmp_path / "copy", source)
+    assert [path.name for path in tmp_path.iterdir()] == ["task"]
+
+
+def test_a_folder_that_holds_a_set_is_that_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOMOKIT_DATA", str(tmp_path / "sets"))
+    monkeypatch.chdir(tmp_path)
+    folder = write_set(tmp_path / "some" / "folder", make_items(1))
+    assert get_dataset("some/folder") == get_dataset(str(folder)) == find_dataset("some/folder") == folder
 
 
 def test_getting_what_is_not_there_says_where_to_look(tmp_path, monkeypatch):

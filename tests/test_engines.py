@@ -136,6 +136,23 @@ def test_a_newer_best_file_than_the_last_checkpoint_is_taken_back(tmp_path):
     assert best.read_bytes() == good
 
 
+def test_a_checkpoint_that_does_not_fit_is_not_resumed(tmp_path):
+    make_training(tmp_path, [0.1] * EPOCHS)[0].run()
+    content = load(tmp_path / "checkpoints" / "last.pt")
+    save(content | {"network": {"weight": torch.zeros(1)}}, tmp_path / "checkpoints" / "last.pt")
+    with pytest.raises(TomokitError, match=r"can't resume from .*last\.pt: .*another network or optimizer"):
+        make_training(tmp_path, [0.1] * EPOCHS, resume=True)
+
+
+def test_an_undefined_metric_is_told_and_never_the_best(tmp_path, caplog):
+    trainer, _, state = make_training(tmp_path, [math.nan, 0.2, math.nan, 0.1])
+    with caplog.at_level("WARNING"):
+        trainer.run()
+    assert "val_score is undefined on the validation cases" in caplog.text
+    assert (state.best_epoch, state.best_metric) == (2, 0.2)
+    assert json.loads((tmp_path / "validation.json").read_text())["history"][0]["metric"] is None
+
+
 def test_early_stopping_counts_validations_and_survives_a_resume(tmp_path):
     trainer, _, state = make_training(tmp_path, [0.5, 0.4, 0.3, 0.9], patience=2)
     trainer.run()

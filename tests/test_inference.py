@@ -40,7 +40,7 @@ def sphere(affine: np.ndarray) -> np.ndarray:
 def predict(tmp_path):
     """Return a function that runs the real inference config with a network that only thresholds at one half."""
 
-    def run(source: str, spacing) -> nibabel.Nifti1Image:
+    def run(source: str, spacing, **more) -> nibabel.Nifti1Image:
         weights = {"weight": torch.tensor([-40.0, 40.0]).reshape(2, 1, 1, 1, 1), "bias": torch.tensor([20.0, -20.0])}
         save(weights, tmp_path / "run" / "checkpoints" / "best.pt")
         monai.bundle.run(
@@ -53,6 +53,7 @@ def predict(tmp_path):
             intensity={"_target_": "Identityd", "keys": "image"},
             patch_size=[16, 16, 16],
             minimum_size=[0, 0, 24],
+            **more,
         )
         return nibabel.load(tmp_path / "run" / "inference" / "scan.nii.gz")
 
@@ -96,6 +97,17 @@ def test_a_prediction_of_another_shape_is_refused(write_volume, tmp_path):
         write_on_source_grid(np.zeros((6, 5, 4), np.uint8), source, tmp_path / "out.nii.gz")
 
 
+def test_a_source_is_never_overwritten(predict, write_volume, tmp_path):
+    source = write_volume("scan.nii.gz", np.zeros((4, 5, 6), np.float32))
+    with pytest.raises(TomokitError, match=r"would overwrite its source .*scan\.nii\.gz"):
+        write_on_source_grid(np.zeros((4, 5, 6), np.uint8), source, source)
+    before = (tmp_path / "scan.nii.gz").read_bytes()
+    with pytest.raises(RuntimeError) as caught:
+        predict(source, (1, 1, 1), output_dir=str(tmp_path))
+    assert "holds the input scan.nii.gz; give another `output_dir`" in str(caught.value.__cause__)
+    assert (tmp_path / "scan.nii.gz").read_bytes() == before
+
+
 def test_many_labels_take_the_next_integer_type_and_scaled_sources_stay_labels(write_volume, tmp_path):
     source = write_volume("scan.nii.gz", np.zeros((2, 2, 2), np.float32))
     image = nibabel.load(source)
@@ -112,6 +124,10 @@ def test_inputs_are_a_file_several_or_a_folder(write_volume, tmp_path):
     a, b = (write_volume(f"in/{name}.nii.gz", np.zeros((2, 2, 2), np.float32)) for name in "ab")
     assert [entry["case"] for entry in list_inputs(tmp_path / "in")] == ["a", "b"]
     assert list_inputs([b, a]) == [{"case": "b", "image": b}, {"case": "a", "image": a}]
+    assert list_inputs([[a, b]]) == [{"case": "a", "image": [a, b]}]
+    c = write_volume("other/a.nii.gz", np.zeros((2, 2, 2), np.float32))
+    with pytest.raises(TomokitError, match="a stands 2 times"):
+        list_inputs([a, c])
     with pytest.raises(TomokitError, match=r"input .*nowhere does not exist"):
         list_inputs(tmp_path / "nowhere")
     (tmp_path / "x.png").touch()

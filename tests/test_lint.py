@@ -209,6 +209,31 @@ def test_file_without_keys(bundle: Path) -> None:
     assert "must hold keys and values" in only(lint_bundle([path]), "syntax").message
 
 
+@pytest.mark.parametrize("content", [b"a: \xff\n", b"a: \x00\n"])
+def test_file_that_is_not_text(bundle: Path, content: bytes) -> None:
+    path = bundle / "configs" / "train.yaml"
+    path.write_bytes(content)
+    assert "the file can't be read: " in only(lint_bundle([path]), "syntax").message
+
+
+def test_key_that_is_a_list(bundle: Path) -> None:
+    path = bundle / "configs" / "train.yaml"
+    path.write_text("? [a, b]\n: 1\n")
+    assert "must hold keys and values" in only(lint_bundle([path]), "syntax").message
+
+
+def test_unreadable_file_of_a_folder_is_reported_once(bundle: Path) -> None:
+    (bundle / "configs" / "inference.yaml").write_text("a: [1\n")
+    assert only(lint_bundle(bundle), "syntax").file.endswith("inference.yaml")
+
+
+def test_folder_without_training_config(bundle: Path) -> None:
+    (bundle / "configs" / "train.yaml").unlink()
+    put(bundle, "inference.yaml", {**TRAIN, **INFERENCE})
+    put(bundle, "other.yaml", {"initialize": ["$1"], "run": ["$1"]})
+    assert only(lint_bundle(bundle), "check").file.endswith("other.yaml")
+
+
 def test_duplicate_key(bundle: Path) -> None:
     path = bundle / "configs" / "train.yaml"
     path.write_text(path.read_text() + "epochs: 9\n")
@@ -303,16 +328,17 @@ PLANTED: list[tuple[str, Any, str, str]] = [
     ("train::dataset::data", "$__import__('x')", "unsafe", "`__import__` can run programs"),
     ("train::dataset::data", "$open('x')", "unsafe", "`open` can run programs"),
     ("train::dataset::data", "$().__class__", "unsafe", "`__class__` reaches into Python's own workings"),
-    ("train::dataset::data", "$torch.load('x')", "unsafe", "`torch.load` without `weights_only=True`"),
-    ("train::dataset::data", "$np.load('x', allow_pickle=True)", "unsafe", "`np.load` with `allow_pickle`"),
+    ("train::dataset::data", "$torch.load('x')", "unsafe", "`torch.load` runs pickled code unless `weights_only`"),
+    ("train::dataset::data", "$np.load('x', allow_pickle=True)", "unsafe", "`np.load` runs pickled code unless"),
     ("imports", ["$import subprocess"], "unsafe", "`subprocess` can run programs"),
     ("imports", ["$from os import system"], "unsafe", "`os.system` can run programs"),
     ("imports", ["$import sklearn"], "package", "runs code from the package `sklearn`"),
     ("train::inferer", {"_target_": "subprocess.run", "args": "ls"}, "unsafe", "`subprocess.run`, which can run"),
     ("train::inferer", {"_target_": "eval", "source": "1"}, "unsafe", "`eval`, which can run programs"),
     ("train::inferer", {"_target_": "monai.bundle.scripts.os.system", "command": "ls"}, "unsafe", "can run programs"),
-    ("train::inferer", {"_target_": "torch.load", "f": "x"}, "unsafe", "without `weights_only: true`"),
+    ("train::inferer", {"_target_": "torch.load", "f": "x"}, "unsafe", "code unless `weights_only` is true"),
     ("train::inferer", {"_target_": "scripts.net.Inferer"}, "package", "runs code from the package `scripts`"),
+    ("train::inferer", {"_target_": "os.path.join"}, "package", "runs code from the package `os`"),
     ("train::inferer", "%other.yaml::inferer", "macro", "`%other.yaml::inferer`, whose path depends"),
     ("train::inferer", "%absent", "macro", "an id can't be resolved"),
     ("split", None, "opening", "the opening keys lack split"),
@@ -334,12 +360,78 @@ def test_planted_fault(bundle: Path, key: str, value: Any, kind: str, words: str
         ("train::dataset::data", "$os.path.join(@dataset_dir, 'x')"),
         ("train::dataset::data", "$torch.load('x', weights_only=True)"),
         ("train::dataset::data", "$monai.__version__"),
+        ("train::dataset::data", "$np.load('x')"),
+        ("train::dataset::data", {"_target_": "numpy.load", "file": "x", "allow_pickle": False}),
+        ("train::dataset::data", {"_target_": "torch.load", "f": "x", "weights_only": True}),
+        ("train::dataset::data", {"_target_": "dict", "a": 1}),
+        ("train::dataset::data", "$torch.tensor(1, dtype=torch.float32, device='cpu')"),
         ("preprocessing::transforms::1::mode", "nearest"),
+        ("preprocessing::transforms::1::keys", "$['image', 'label']"),
+        (
+            "preprocessing::transforms::1",
+            {"_target_": "ResizeWithPadOrCropd", "keys": "label", "spatial_size": [4, 4, 4]},
+        ),
         ("train::dataloader", {"_target_": "DataLoader", "dataset": "@train::dataset", "sampler": "$[@batch_size]"}),
     ],
 )
 def test_sound_choices_are_not_findings(bundle: Path, key: str, value: Any) -> None:
     assert lint_train(bundle, key, value) == []
+
+
+# ways to run programs, pickles or other configs, each as a target's block or as an expression
+KNOWN_WAYS: list[dict[str, Any] | str] = [
+    {"_target_": "monai.utils.misc.run_cmd", "cmd_list": ["ls"]},
+    {"_target_": "run_cmd", "cmd_list": ["ls"]},
+    "$monai.utils.misc.run_cmd(['ls'])",
+    {"_target_": "numpy.load", "file": "x", "allow_pickle": True},
+    {"_target_": "numpy.load", "file": "x", "allow_pickle": "@amp"},
+    {"_target_": "monai.data.image_reader.np.load", "file": "x", "allow_pickle": True},
+    "$numpy.lib.npyio.load('x', allow_pickle=True)",
+    "$np.load('x', None, True)",
+    {"_target_": "torch.serialization.load", "f": "x"},
+    {"_target_": "torch.jit.load", "f": "x"},
+    {"_target_": "monai.utils.misc.torch.load", "f": "x"},
+    "$torch.serialization.load('x')",
+    "$torch.load('x', None, None, weights_only=False)",
+    {"_target_": "torch.utils.cpp_extension.load_inline", "name": "x", "cpp_sources": "x"},
+    "$torch.utils.cpp_extension.load_inline('x', 'x')",
+    "$torch.utils.cpp_extension.load('x', 'x')",
+    {"_target_": "torch.hub.load", "repo_or_dir": "x", "model": "x"},
+    {"_target_": "torch.hub.load_state_dict_from_url", "url": "x"},
+    {"_target_": "torch.utils.model_zoo.load_url", "url": "x"},
+    "$torch.hub.load_state_dict_from_url('x')",
+    {"_target_": "monai.bundle.run", "config_file": "evil.yaml"},
+    {"_target_": "monai.bundle.scripts.download", "name": "x"},
+    {"_target_": "monai.bundle.load", "name": "x"},
+    {"_target_": "monai.bundle.ConfigWorkflow", "config_file": "evil.yaml"},
+    "$monai.bundle.run(config_file='evil.yaml')",
+    "$pathlib.Path('x').unlink()",
+    "$pathlib.Path('x').rmdir()",
+    "$os.remove('x')",
+    "$monai.bundle.scripts.shutil.rmtree('x')",
+    {"_target_": "monai.bundle.scripts.Path.unlink", "self": "x"},
+]
+
+
+@pytest.mark.parametrize("value", KNOWN_WAYS, ids=str)
+def test_known_ways_to_run_code(bundle: Path, value: dict[str, Any] | str) -> None:
+    findings = lint_train(bundle, "train::dataset::data", value)
+    assert "unsafe" in [finding.kind for finding in findings if finding.severity == "error"]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from monai.utils import run_cmd",
+        "from monai.bundle import run",
+        "from torch import load",
+        "from torch import hub",
+        "from numpy import load",
+        "import torch.utils.cpp_extension",
+    ],
+)
+def test_imports_of_known_ways(bundle: Path, statement: str) -> None:
+    assert only(lint_train(bundle, "imports", [f"${statement}"]), "unsafe").severity == "error"
 
 
 def test_missing_property(bundle: Path) -> None:
@@ -360,6 +452,13 @@ def test_argmax_before_linear_inversion(bundle: Path) -> None:
     steps = TRAIN["postprocessing"]["transforms"][::-1]
     finding = only(lint_train(bundle, "postprocessing::transforms", steps), "inversion")
     assert "Invertd interpolates pred linearly after its argmax" in finding.message
+
+
+def test_resampler_whose_default_mode_is_unknown(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "preprocessing::transforms::1"
+    only(lint_train(bundle, key, {"_target_": "scripts.Spacingd", "keys": "label"}), "package")
+    monkeypatch.setattr("tomokit.errors.Spacingd", lambda keys: keys, raising=False)
+    assert lint_train(bundle, key, {"_target_": "tomokit.errors.Spacingd", "keys": "label"}) == []
 
 
 def test_opening_keys_in_another_order(bundle: Path) -> None:

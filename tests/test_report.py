@@ -103,9 +103,16 @@ def test_prints_to_the_terminal_by_default(tmp_path, capsys):
     assert "AUC" in capsys.readouterr().out
 
 
-def test_a_run_that_was_not_evaluated(tmp_path):
-    with pytest.raises(TomokitError, match=f"does not exist; `make evaluate RUN={tmp_path}` makes it"):
-        print_run(tmp_path)
+def test_the_scored_checkpoint(tmp_path):
+    lines = printed(tmp_path, {**SEGMENTATION, "checkpoint": "best.pt, epoch 15"})
+    assert "scored checkpoint: best.pt, epoch 15" in lines
+    assert not any(line.startswith("scored checkpoint") for line in printed(tmp_path, SEGMENTATION))
+
+
+@pytest.mark.parametrize("run_dir", ["runs/demo", "runs/demo/", "runs/other/../demo"])
+def test_a_run_that_was_not_evaluated(tmp_path, run_dir):
+    with pytest.raises(TomokitError, match="does not exist; `make evaluate RUN=demo` makes it"):
+        print_run(f"{tmp_path}/{run_dir}")
 
 
 @pytest.mark.parametrize(
@@ -113,9 +120,9 @@ def test_a_run_that_was_not_evaluated(tmp_path):
     [
         ({**SEGMENTATION, "task": "counting"}, "got 'counting'"),
         ({"summary": {}}, "got None"),
-        ({"task": "segmentation", "summary": {}}, r"lacks \['per_class'\]; run `make evaluate RUN="),
+        ({"task": "segmentation", "summary": {}}, r"lacks \['per_class'\]; run `make evaluate RUN=demo` again"),
     ],
 )
 def test_metrics_that_are_not_a_runs(tmp_path, metrics, message):
     with pytest.raises(TomokitError, match=message):
-        printed(tmp_path, metrics)
+        printed(tmp_path / "runs" / "demo", metrics)

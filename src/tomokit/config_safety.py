@@ -1,4 +1,8 @@
-"""Rules on the code that a config runs: what its expressions hold, and where its targets come from."""
+"""Rules on the code that a config runs: what its expressions hold, and where its targets come from.
+
+It is a list of known ways to run programs, pickles or other configs, not a sandbox: code can hide behind names that
+are not on the list. Read a config from a stranger before you run it.
+"""
 
 import ast
 import inspect
@@ -15,12 +19,19 @@ _PLAIN_MODULES = ("os", "glob", "json", "math", "pathlib")  # of Python's own, f
 # modules whose use in a config means that it runs a program, or code or pickles from elsewhere
 _MODULES = frozenset(
     {"subprocess", "pty", "ctypes", "socket", "pickle", "marshal", "importlib", "runpy", "builtins"}
-    | {"codeop", "shutil", "sys", "cffi"}
+    | {"codeop", "shutil", "sys", "cffi", "cpp_extension", "hub"}
 )
 # calls that do so under any name that leads to them
 _CALLS_ANYWHERE = frozenset(
-    {"system", "popen", "Popen", "check_output", "check_call", "getoutput", "getstatusoutput", "rmtree"}
-    | {"import_module", "run_path", "run_module", "optional_import", "load_library"}
+    {"system", "popen", "Popen", "check_output", "check_call", "getoutput", "getstatusoutput", "run_cmd"}
+    | {"import_module", "run_path", "run_module", "optional_import", "load_library", "load_inline"}
+    | {"load_state_dict_from_url", "load_url", "rmtree", "unlink", "remove", "rmdir"}
+)
+# what `monai.bundle` does with other configs and bundles: run, build, download or upload them
+_BUNDLE_CALLS = frozenset(
+    {"run", "run_workflow", "create_workflow", "ConfigWorkflow", "PythonicWorkflow", "verify_net_in_out"}
+    | {"onnx_export", "ckpt_export", "trt_export", "load", "download", "download_large_files", "verify_metadata"}
+    | {"push_to_hf_hub"}
 )
 _BUILTIN_CALLS = frozenset(
     {"eval", "exec", "compile", "__import__", "open", "input", "breakpoint", "globals", "locals", "vars"}
@@ -28,7 +39,6 @@ _BUILTIN_CALLS = frozenset(
 )
 _SYSTEM_CALLS = ("exec", "spawn", "posix_spawn", "fork", "kill", "remove", "unlink", "rmdir", "startfile", "putenv")
 _HARMLESS_DUNDERS = frozenset({"__version__", "__name__", "__len__"})
-_NUMPY_NAMES = ("np", "numpy")
 
 Problem = tuple[str, str, str, str]  # id, kind, message, severity
 
@@ -63,14 +73,30 @@ def _target_problems(key: str, block: dict[str, Any], locator: ComponentLocator)
     target = block["_target_"]
     parts = target.split(".")
     found = locate_target(target, locator)[0] if may_import(target) else None
-    home = str(getattr(inspect.unwrap(found), "__module__", "") or "").split(".")[0] if callable(found) else ""
-    if _is_unsafe_path(parts) or home in (*_MODULES - {"builtins"}, "os", "posix", "nt", "_io"):
+    real = _defining_path(found) if callable(found) else [""]
+    pickles = _pickle_reason(parts, block) or _pickle_reason(real, block)
+    if _is_unsafe_path(parts) or _is_unsafe_path(real) or real[0] in ("os", "posix", "nt", "_io"):
         yield key, "unsafe", f"`{key}` is `{target}`, which can run programs or code; name a component instead", "error"
-    elif found is not None and getattr(found, "__name__", "") == "load" and home == "torch":
-        if block.get("weights_only") is not True:
-            yield key, "unsafe", f"`{key}` is `{target}` without `weights_only: true`, which runs pickled code", "error"
+    elif pickles:
+        yield key, "unsafe", f"`{key}` is `{target}`, which {pickles}", "error"
     elif parts[0] not in TRUSTED_PACKAGES and "." in target:
         yield key, "package", f"`{key}` is `{target}`, which runs code from the package `{parts[0]}`", "warning"
+
+
+def _defining_path(component: Any) -> list[str]:
+    """Return the dotted name under which a component was defined, whatever name leads to it."""
+    component = inspect.unwrap(component)
+    module = str(getattr(component, "__module__", "") or "")
+    return [*(module.split(".") if module != "builtins" else []), str(getattr(component, "__name__", ""))]
+
+
+def _pickle_reason(parts: list[str], arguments: dict[Any, Any]) -> str:
+    """Say why a `….load` of torch or numpy runs pickled code; empty when it does not."""
+    if parts[-1] == "load" and "torch" in parts and arguments.get("weights_only") is not True:
+        return "runs pickled code unless `weights_only` is true"
+    if parts[-1] == "load" and {"np", "numpy"} & set(parts) and arguments.get("allow_pickle", False) is not False:
+        return "runs pickled code unless `allow_pickle` is false"
+    return ""
 
 
 def _is_unsafe_path(parts: list[str]) -> bool:
@@ -80,6 +106,8 @@ def _is_unsafe_path(parts: list[str]) -> bool:
         return True
     if not {"os", "posix", "nt"}.isdisjoint(through):
         return last.startswith(_SYSTEM_CALLS)
+    if "bundle" in through and last in _BUNDLE_CALLS:
+        return True
     return not through and last in _BUILTIN_CALLS
 
 
@@ -112,7 +140,8 @@ def _import_problems(identifier: str, shown: str, text: str) -> Iterator[Problem
     names = [alias.name for alias in getattr(statement, "names", [])]
     for path in [f"{module}.{name}" for name in names] if module else names:
         parts = path.split(".")
-        if _is_unsafe_path([*parts, ""]) or _is_unsafe_path(parts):
+        is_loader = parts[-1] == "load" and parts[0] in ("torch", "numpy")
+        if is_loader or _is_unsafe_path([*parts, ""]) or _is_unsafe_path(parts):
             yield identifier, "unsafe", f"{shown}: `{path}` can run programs or code", "error"
         elif parts[0] not in (*TRUSTED_PACKAGES, *_PLAIN_MODULES):
             yield identifier, "package", f"{shown}, which runs code from the package `{parts[0]}`", "warning"
@@ -129,10 +158,10 @@ def _unsafe_node(node: ast.AST) -> str:
         if _is_unsafe_path(parts):
             return f"`{ast.unparse(node)}` can run programs or code"
     if isinstance(node, ast.Call):
-        keywords = {word.arg: getattr(word.value, "value", None) for word in node.keywords}
+        arguments = {word.arg: getattr(word.value, "value", None) for word in node.keywords}
         called = ast.unparse(node.func)
-        if called == "torch.load" and keywords.get("weights_only") is not True:
-            return "`torch.load` without `weights_only=True` runs pickled code"
-        if called in tuple(f"{name}.load" for name in _NUMPY_NAMES) and keywords.get("allow_pickle"):
-            return f"`{called}` with `allow_pickle` runs pickled code"
+        if len(node.args) > 2:  # numpy's third is `allow_pickle`; torch takes `weights_only` by name alone
+            arguments["allow_pickle"] = getattr(node.args[2], "value", None)
+        reason = _pickle_reason(called.split("."), arguments)
+        return f"`{called}` {reason}" if reason else ""
     return ""

@@ -10,7 +10,7 @@ from typing import Any
 from tomokit import phantoms
 from tomokit.errors import TomokitError, raise_problems
 from tomokit.files import read_json, write_json
-from tomokit.splits import PARTS, check_disjoint, draw_nnunet_folds, draw_split, read_split
+from tomokit.splits import NNUNET_FOLDS, PARTS, check_disjoint, draw_nnunet_folds, draw_split, read_split
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,33 @@ def find_dataset(dataset_dir: str | Path) -> Path:
     )
 
 
-def read_entries(folder: Path, sections: Sequence[str] = ("training", "validation", "test")) -> list[Entry]:
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return the content of `folder/dataset.json`, its types checked.
+
+    `labels`, where given, is `{"0": name, …}`; `modality`, where given as a mapping or one string, becomes a
+    list in the order of the channels.
+
+    Raises:
+        TomokitError: that names the file and every key with a value of the wrong type.
+    """
+    path = folder / "dataset.json"
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise TomokitError(f"{path} must hold an object with `labels` and `training`")
+    problems = [] if "labels" not in content else _labels_problems(content["labels"])
+    problems += [] if "modality" not in content else _modality_problems(content["modality"])
+    for section in PARTS:
+        problems += _section_problems(section, content.get(section, []))
+    raise_problems(f"{path} is malformed; correct these values", problems)
+    checked = dict(content)
+    if "labels" in content:
+        checked["labels"] = {str(int(value)): name for value, name in content["labels"].items()}
+    if "modality" in content:
+        checked["modality"] = _list_modality(content["modality"])
+    return checked
+
+
+def read_entries(folder: Path, sections: Sequence[str] = PARTS) -> list[Entry]:
     """Return the labelled entries of `folder/dataset.json`, with absolute paths and a case name and patient each.
 
     An entry is `{"case", "patient", "image", "label", …}`; `image` is a path or a list of paths, one per
@@ -62,11 +88,8 @@ def read_entries(folder: Path, sections: Sequence[str] = ("training", "validatio
     Raises:
         TomokitError: when `dataset.json` is malformed, lists no labelled case, or names a case twice.
     """
-    content = read_json(folder / "dataset.json")
-    if not isinstance(content, dict):
-        raise TomokitError(f"{folder / 'dataset.json'} must hold an object with `labels` and `training`")
-    raw = [item for section in sections for item in content.get(section, [])]
-    entries = [_resolve(folder, item) for item in raw if isinstance(item, dict) and "image" in item and "label" in item]
+    by_section = _read_sections(folder)
+    entries = [entry for section in sections for entry in by_section.get(section, [])]
     if not entries:
         raise TomokitError(
             f"{folder / 'dataset.json'} lists no labelled case; give `training` entries with `image` and `label`"
@@ -94,7 +117,8 @@ def select_cases(
 
     The parts come from the three name lists when they are given (a finished run's config has them), else from
     `split`: a file in the data set's folder or anywhere else, of which `fold` is taken. Where the data set
-    has no such file and `split` is the default `splits.json`, a 6:2:2 split by patient is drawn with `seed`.
+    has no such file and `split` is the default `splits.json`, a 6:2:2 split by patient is drawn with `seed`;
+    labelled `validation` and `test` sections of its `dataset.json` then stay as they are.
 
     Raises:
         TomokitError: when the data set, the split or a named case is absent, or a patient is on two sides.
@@ -104,7 +128,7 @@ def select_cases(
     if training is not None and validation is not None and test is not None:
         names = dict(zip(PARTS, map(list, (training, validation, test)), strict=True))
     else:
-        names = _names_of_split(folder, entries, split, fold, seed)
+        names = _names_of_split(folder, split, fold, seed)
     by_name = {entry["case"]: entry for entry in entries}
     unknown = [f"{name} ({part})" for part in PARTS for name in names[part] if name not in by_name]
     raise_problems(f"the split names cases that {folder} does not have; make the split again", unknown)
@@ -118,9 +142,15 @@ def select_cases(
 def get_dataset(name: str, to: str | Path | None = None, source: str | Path | None = None) -> Path:
     """Return the folder of data set `name`, made (phantoms) or copied from the folder `source` when absent.
 
+    `name` may be the folder of a data set itself.
+
     Raises:
         TomokitError: when `name` is no phantom and `source` has no data set of that name.
     """
+    given = Path(name).expanduser()
+    if to is None and source is None and (given / "dataset.json").is_file():
+        logger.info("%s is already there", given)
+        return given.resolve()
     target = Path(to) if to else data_root() / name
     if (target / "dataset.json").is_file():
         logger.info("%s is already there", target)
@@ -147,6 +177,84 @@ def case_name(image: str | Sequence[str]) -> str:
     return PurePosixPath(name).stem
 
 
+def _labels_problems(labels: Any) -> list[str]:
+    """Return what is wrong with `labels`, which must be value -> name."""
+    if not isinstance(labels, dict) or not labels:
+        return [f'`labels` must be an object {{"0": "background", "1": "name"}}, got {labels!r}']
+    if any(not key.isdecimal() for key in labels) and all(str(value).isdecimal() for value in labels.values()):
+        swapped = {str(value): name for name, value in labels.items()}
+        return [f"`labels` must be value -> name, got nnU-Net's name -> value {labels!r}; swap them: {swapped!r}"]
+    return [
+        f'`labels` must have a whole number as key and a name as value, got {key!r}: {name!r}; write "1": "name"'
+        for key, name in labels.items()
+        if not key.isdecimal() or not isinstance(name, str)
+    ]
+
+
+def _modality_problems(modality: Any) -> list[str]:
+    """Return what is wrong with `modality`: `{"0": "CT", …}`, a list of kinds, or one kind."""
+    if isinstance(modality, dict) and not all(key.isdecimal() for key in modality):
+        return [f'`modality` must have the numbers of the channels as keys, got {modality!r}; write {{"0": "CT"}}']
+    kinds = _list_modality(modality) if isinstance(modality, dict | list | str) else []
+    if kinds and all(isinstance(kind, str) and kind for kind in kinds):
+        return []
+    return [f'`modality` must name the kind of each channel, as in {{"0": "CT"}} or ["CT"], got {modality!r}']
+
+
+def _list_modality(modality: dict[str, str] | list[str] | str) -> list[str]:
+    """Return the kind of each channel in the order of the channels."""
+    if isinstance(modality, dict):
+        return [modality[key] for key in sorted(modality, key=int)]
+    return [modality] if isinstance(modality, str) else modality
+
+
+def _section_problems(section: str, items: Any) -> list[str]:
+    """Return what is wrong with the entries of a section."""
+    if not isinstance(items, list):
+        return [f"`{section}` must be a list of entries, got {items!r}"]
+    # text alone is one of the Decathlon's unlabelled test images
+    return [
+        f"`{section}` entry {index}: {problem}"
+        for index, item in enumerate(items)
+        if not isinstance(item, str)
+        for problem in _entry_problems(item)
+    ]
+
+
+def _entry_problems(item: Any) -> list[str]:
+    """Return what is wrong with one entry."""
+    if not isinstance(item, dict):
+        return [f"must be an object with `image` and `label`, got {item!r}"]
+    problems = []
+    if ("image" in item or "label" in item) and not _is_image(item.get("image")):
+        got = repr(item["image"]) if "image" in item else "none"
+        problems.append(f"`image` must be a path or a list of paths, got {got}")
+    if "label" in item and item["label"] in (None, ""):
+        problems.append(f"`label` must be a path or a class, got {item['label']!r}; leave the key out if there is none")
+    if "patient" in item and (not isinstance(item["patient"], str | int) or item["patient"] == ""):
+        problems.append(f"`patient` must be a name or a number, got {item['patient']!r}; leave the key out if unknown")
+    return problems
+
+
+def _is_image(image: Any) -> bool:
+    """Return whether `image` is a path or a list of paths, none of them empty."""
+    paths = [image] if isinstance(image, str) else image
+    return isinstance(paths, list) and bool(paths) and all(isinstance(path, str) and path for path in paths)
+
+
+def _read_sections(folder: Path) -> dict[str, list[Entry]]:
+    """Return the labelled entries of each section of `folder/dataset.json`."""
+    content = read_description(folder)
+    return {
+        section: [
+            _resolve(folder, item)
+            for item in content.get(section, [])
+            if isinstance(item, dict) and "image" in item and "label" in item
+        ]
+        for section in PARTS
+    }
+
+
 def _resolve(folder: Path, item: Mapping[str, Any]) -> Entry:
     """Return one entry with absolute paths, its case name and its patient."""
     case = case_name(item["image"])
@@ -161,17 +269,18 @@ def _resolve(folder: Path, item: Mapping[str, Any]) -> Entry:
     }
 
 
-def _names_of_split(
-    folder: Path, entries: Sequence[Entry], split: str | Path, fold: int, seed: int
-) -> dict[str, list[str]]:
+def _names_of_split(folder: Path, split: str | Path, fold: int, seed: int) -> dict[str, list[str]]:
     """Return the case names of each part, read from the split file or drawn where there is none."""
     for path in (folder / split, Path(split)):
         if path.is_file():
             return read_split(path, fold)
     if str(split) != "splits.json":
         raise TomokitError(f"no split file {str(split)!r}, neither in {folder} nor from here")
-    logger.info("%s has no splits.json: 6:2:2 by patient, drawn with seed %d", folder, seed)
-    return draw_split(entries, seed)
+    given = _read_sections(folder)
+    entries = given.pop("training")
+    kept = " and ".join(part for part in given if given[part]) or "nothing"
+    logger.info("%s has no splits.json: 6:2:2 by patient, drawn with seed %d; %s kept", folder, seed, kept)
+    return draw_split(entries, seed, given)
 
 
 def _copy_dataset(name: str, source: Path | None, target: Path) -> None:
@@ -181,14 +290,17 @@ def _copy_dataset(name: str, source: Path | None, target: Path) -> None:
     found = next((folder for folder in (source / name, source) if (folder / "dataset.json").is_file()), None)
     if found is None:
         raise TomokitError(f"neither {source / name} nor {source} has a dataset.json; --from takes a mirror's folder")
+    entries, sections = read_entries(found), _read_sections(found)
     partial = target.with_name(f".partial-{target.name}")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(found, partial, copy_function=shutil.copyfile)
-    if not (partial / "splits.json").exists():
-        folds = draw_nnunet_folds(read_entries(partial), INNER_VALIDATION_SHARE, seed=0)
+    # with fewer patients, or parts of the set's own, the split is drawn when training starts
+    enough = len({entry["patient"] for entry in entries}) >= NNUNET_FOLDS
+    if enough and not (sections["validation"] or sections["test"] or (partial / "splits.json").exists()):
+        folds = draw_nnunet_folds(entries, INNER_VALIDATION_SHARE, seed=0)
         write_json(partial / "splits.json", {"method": "nnU-Net's five folds by name", "seed": 0, "folds": folds})
     partial.rename(target)
-    logger.info("%s: %d labelled cases from %s", target, len(read_entries(target)), found)
+    logger.info("%s: %d labelled cases from %s", target, len(entries), found)
 
 
 def images_of(entries: Sequence[Mapping[str, Any]]) -> list[str | list[str]]:

@@ -1,5 +1,6 @@
 """From an image file to a label map on that file's own grid."""
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from tomokit.datasets import Entry, case_name
-from tomokit.errors import TomokitError
+from tomokit.errors import TomokitError, raise_problems
 from tomokit.files import replacing
 
 NIFTI = (".nii", ".nii.gz")
@@ -40,26 +41,47 @@ class MixedPrecisionInferer(Inferer):
             return self.inferer(plain, network, *args, **kwargs).float()
 
 
-def list_inputs(inputs: str | Path | Sequence[str | Path]) -> list[Entry]:
+def list_inputs(inputs: str | Path | Sequence[str | Path | Sequence[str]]) -> list[Entry]:
     """Return an entry `{"case", "image"}` for each NIfTI file: one path, several, or a folder's.
 
+    An element that is itself a list is one case of several modalities, in the order of the network's channels.
+
     Raises:
-        TomokitError: when a path is absent or no NIfTI file, or a folder holds none.
+        TomokitError: when a path is absent or no NIfTI file, a folder holds none, or two files have one name.
     """
     given = [inputs] if isinstance(inputs, str | Path) else list(inputs)
-    files: list[Path] = []
-    for path in map(Path, given):
-        if path.is_dir():
-            files += sorted(file for file in path.iterdir() if file.name.endswith(NIFTI) and file.name[0] != ".")
-        elif not path.is_file():
-            raise TomokitError(f"input {path} does not exist; give a NIfTI file or a folder of them")
-        elif not path.name.endswith(NIFTI):
-            raise TomokitError(f"input {path} is not NIfTI (.nii, .nii.gz); convert it first")
+    images: list[str | list[str]] = []
+    for item in given:
+        if not isinstance(item, str | Path):
+            images.append([_check_input(Path(path)) for path in item])
+        elif Path(item).is_dir():
+            files = sorted(Path(item).iterdir())
+            images += [str(file) for file in files if file.name.endswith(NIFTI) and file.name[0] != "."]
         else:
-            files.append(path)
-    if not files:
+            images.append(_check_input(Path(item)))
+    if not images:
         raise TomokitError(f"no NIfTI file (.nii, .nii.gz) in {', '.join(map(str, given))}")
-    return [{"case": case_name(str(file)), "image": str(file)} for file in files]
+    entries = [{"case": case_name(image), "image": image} for image in images]
+    counts = Counter(entry["case"] for entry in entries)
+    raise_problems(
+        "inputs of one file name would overwrite each other's result; rename them",
+        [f"{case} stands {count} times" for case, count in counts.items() if count > 1],
+    )
+    return entries
+
+
+def first_image(image: str | Sequence[str]) -> str:
+    """Return the file whose grid stands for the case: the modalities of a case share one."""
+    return image if isinstance(image, str) else image[0]
+
+
+def _check_input(path: Path) -> str:
+    """Return the path as text when it is a NIfTI file that exists."""
+    if not path.is_file():
+        raise TomokitError(f"input {path} does not exist; give a NIfTI file or a folder of them")
+    if not path.name.endswith(NIFTI):
+        raise TomokitError(f"input {path} is not NIfTI (.nii, .nii.gz); convert it first")
+    return str(path)
 
 
 class WritePredictiond(MapTransform):
@@ -81,8 +103,7 @@ class WritePredictiond(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return `data` unchanged, with the label map of each key written."""
-        files = data[self.image_key].meta["filename_or_obj"]
-        source = files if isinstance(files, str) else files[0]  # the modalities of a case share one grid
+        source = first_image(data[self.image_key].meta["filename_or_obj"])
         for key in self.key_iterator(dict(data)):
             labels = np.asarray(torch.as_tensor(data[key]).cpu())
             write_on_source_grid(labels[0], source, self.output_dir / f"{case_name(source)}.nii.gz")
@@ -93,8 +114,10 @@ def write_on_source_grid(labels: np.ndarray, source: str | Path, path: str | Pat
     """Write integer labels (X, Y, Z) in the source file's index order with the source's affine and header.
 
     Raises:
-        TomokitError: when the shape is not the source's.
+        TomokitError: when the shape is not the source's, or `path` is the source itself.
     """
+    if Path(path).resolve() == Path(source).resolve():
+        raise TomokitError(f"the prediction would overwrite its source {source}; give another `output_dir`")
     image = nibabel.load(source)
     if labels.shape != image.shape[:3]:
         raise TomokitError(f"a prediction of shape {labels.shape} does not lie on {source}, of shape {image.shape}")

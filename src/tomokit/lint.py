@@ -16,6 +16,7 @@ from monai.bundle.properties import InferProperties, TrainProperties
 from monai.utils.misc import CheckKeyDuplicatesYamlLoader
 from rich.console import Console
 
+from tomokit.bundles import bundles_folder
 from tomokit.config_rules import (
     INFERENCE_KEYS,
     OPENING_KEYS,
@@ -67,7 +68,7 @@ def lint_bundle(
     A folder is linted as its `train` config alone, with each overlay beside it, and with each layer below it.
 
     Raises:
-        TomokitError: when the folder holds no config.
+        TomokitError: when the folder holds no config, or the installation has no bundles.
     """
     if isinstance(path_or_files, str | Path) and Path(path_or_files).suffix not in _SUFFIXES:
         file_sets = _file_sets(Path(path_or_files))
@@ -213,7 +214,7 @@ def _metadata_findings(configs: Path) -> list[Finding]:
         metadata = read_json(path)
     except TomokitError as error:
         return [Finding(str(path), "", "metadata", str(error))]
-    schema = _schema()
+    schema = read_json(bundles_folder() / "_layers" / SCHEMA_NAME)
     validator = jsonschema.Draft7Validator(schema)
     errors = sorted(validator.iter_errors(metadata), key=lambda error: list(map(str, error.absolute_path)))
     keys = ["::".join(map(str, error.absolute_path)) for error in errors]
@@ -221,15 +222,6 @@ def _metadata_findings(configs: Path) -> list[Finding]:
         Finding(str(path), key, "metadata", f"`{key}`: {error.message}" if key else error.message)
         for key, error in zip(keys, errors, strict=True)
     ]
-
-
-def _schema() -> dict[str, Any]:
-    """Return the metadata schema, from the checkout or from the installed bundles."""
-    here = Path(__file__).resolve()
-    for folder in (here.parents[2] / "bundles", here.parent / "_bundles"):
-        if (folder / "_layers" / SCHEMA_NAME).is_file():
-            return dict(read_json(folder / "_layers" / SCHEMA_NAME))
-    raise TomokitError(f"bundles/_layers/{SCHEMA_NAME} is missing; install tomokit again")
 
 
 # ------------------------------------------------------------------------------------------------- rules

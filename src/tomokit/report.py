@@ -16,7 +16,7 @@ CLASSIFICATION_SUMMARY = {"auc": "AUC", "accuracy": "accuracy", "balanced_accura
 
 
 def print_run(run_dir: str | Path, console: Console | None = None) -> None:
-    """Return nothing; print a run's table of scores, then its speed, memory and files.
+    """Return nothing; print a run's table of scores, then the checkpoint that was scored, speed, memory and files.
 
     Reads `metrics.json` of the run, and `seconds_per_step` of its `validation.json` where training wrote one.
     Scores stand with their 95 % interval, those of the rivals (simple methods on the same cases) beside them.
@@ -28,7 +28,7 @@ def print_run(run_dir: str | Path, console: Console | None = None) -> None:
     console = console or Console()
     path = run_dir / "metrics.json"
     if not path.is_file():
-        raise TomokitError(f"{path} does not exist; `make evaluate RUN={run_dir}` makes it")
+        raise TomokitError(f"{path} does not exist; `make evaluate RUN={run_dir.resolve().name}` makes it")
     metrics = read_json(path)
     console.print(_score_table(metrics, path))
     for line in _facts(run_dir, metrics):
@@ -60,7 +60,7 @@ def _lines(metrics: Mapping[str, Any], path: Path) -> list[Line]:
         raise TomokitError(f'{path}: "task" must be "segmentation" or "classification", got {task!r}')
     absent = [block for block in ("summary", "per_class") if block not in metrics]
     if absent:
-        raise TomokitError(f"{path} lacks {absent}; run `make evaluate RUN={path.parent}` again")
+        raise TomokitError(f"{path} lacks {absent}; run `make evaluate RUN={path.resolve().parent.name}` again")
     names = list(metrics["per_class"])
     if task == "segmentation":
         structures: list[Line] = [(name, ("per_class", name, "dice")) for name in names]
@@ -86,7 +86,7 @@ def _score(entry: Mapping[str, Any], interval: bool = False) -> str:
 
 
 def _facts(run_dir: Path, metrics: Mapping[str, Any]) -> list[str]:
-    """Return the lines under the table: speed, memory and where the results lie."""
+    """Return the lines under the table: the checkpoint, speed, memory and where the results lie."""
     validation = run_dir / "validation.json"
     step = read_json(validation).get("seconds_per_step") if validation.is_file() else None
     facts = {
@@ -94,7 +94,8 @@ def _facts(run_dir: Path, metrics: Mapping[str, Any]) -> list[str]:
         "seconds to evaluate": None if metrics.get("seconds") is None else f"{metrics['seconds']:.1f}",
         "peak memory": None if metrics.get("peak_rss_gb") is None else f"{metrics['peak_rss_gb']:.2f} GB",
     }
-    lines = [f"{name}: {value or 'not measured'}" for name, value in facts.items()]
+    lines = [f"scored checkpoint: {metrics['checkpoint']}"] if metrics.get("checkpoint") else []
+    lines += [f"{name}: {value or 'not measured'}" for name, value in facts.items()]
     lines.append(f"results: {run_dir}")
     if metrics.get("picture"):
         lines.append(f"picture: {run_dir / metrics['picture']}")

@@ -139,7 +139,7 @@ def _identify(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _load(path: str | Path | Sequence[str | Path]) -> Volume:
     """Return a file's voxels; of several modalities the first one's."""
     first = path if isinstance(path, str | Path) else path[0]
-    return np.asanyarray(nib.load(first).dataobj)
+    return np.asanyarray(nib.squeeze_image(nib.load(first)).dataobj)
 
 
 def _load_pairs(entries: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Volume, Volume]]:

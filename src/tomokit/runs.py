@@ -16,15 +16,15 @@ from typing import Any
 
 import psutil
 import torch
-from monai.bundle import ConfigParser
 
 from tomokit import configs
-from tomokit.errors import TomokitError
+from tomokit.errors import TomokitError, raise_problems
 from tomokit.files import read_json, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
-LOCATION_KEYS = {"resume", "device", "num_workers", "bundle_root", "cases"}
+FREE_KEYS = {"resume", "device", "num_workers", "bundle_root", "dataset_dir", "run_dir", "output_dir", "patience"}
+COMPANIONS = ("metadata.json", "logging.conf")
 HASHED_BYTES = 1 << 20
 
 
@@ -32,34 +32,42 @@ def start_training_run(
     run_dir: str | Path,
     resume: bool,
     cases: Mapping[str, Sequence[Mapping[str, Any]]],
-    seed: int,
-    deterministic: bool,
-    precision: torch.dtype,
+    trainer: object,
+    **settings: Any,
 ) -> None:
     """Make the run's folder: `configs/` with the case lists, `environment.json`; an earlier run is moved aside.
 
-    With `resume` an earlier run of that name is kept and gone on with; what its config says otherwise is told.
+    With `resume` an earlier run of that name is kept and gone on with, if it began with the same config and data.
+
+    Args:
+        run_dir: the run's folder.
+        resume: go on with the run that is there.
+        cases: the split, written into the config.
+        trainer: not used; the config names it here so that all that can fail in building it has been built
+            before an earlier run is moved aside.
+        settings: what `environment.json` shall tell besides: seed, precision, determinism.
 
     Raises:
-        TomokitError: when the folder can't be written.
+        TomokitError: when the folder holds something else than a run, can't be written, or holds a run that
+            began with another config or other data.
     """
     if not is_main_process():
         return
-    run_dir = Path(run_dir)
-    if run_dir.exists() and not resume:
-        _move_aside(run_dir)
+    run_dir = Path(run_dir).resolve() if str(run_dir) in (".", "..") else Path(run_dir)
     config = configs.running_config()
+    companions = read_companions()
     names = {part: [str(entry["case"]) for entry in entries] for part, entries in cases.items()}
     config["cases"] = {**config["cases"], **names}
     config["resume"] = False
-    if resume:
-        _tell_changes(run_dir / "configs" / "train.yaml", config)
-    write_stage_config(run_dir, "train", config)
-    environment = describe_environment(cases)
-    write_json(
-        run_dir / "environment.json",
-        {**environment, "seed": seed, "deterministic": deterministic, "precision": str(precision).split(".")[-1]},
-    )
+    environment = describe_environment(cases) | _plain(settings)
+    if resume and (run_dir / "checkpoints" / "last.pt").is_file():
+        environment = _continue_run(run_dir, config, environment)
+    elif resume:
+        logger.info("nothing to resume in %s: starting from the beginning", run_dir)
+    elif run_dir.exists():
+        _move_aside(run_dir)
+    write_stage_config(run_dir, "train", config, companions)
+    write_json(run_dir / "environment.json", environment)
 
 
 def start_stage(run_dir: str | Path, stage: str) -> None:
@@ -72,23 +80,25 @@ def start_stage(run_dir: str | Path, stage: str) -> None:
     if not (run_dir / "checkpoints").is_dir():
         raise TomokitError(f"{run_dir} holds no trained run; train it first, or give the run's folder as run_dir")
     if is_main_process():
-        write_stage_config(run_dir, stage, configs.running_config())
+        write_stage_config(run_dir, stage, configs.running_config(), read_companions())
 
 
-def write_stage_config(run_dir: Path, stage: str, config: Mapping[str, Any]) -> None:
-    """Write a merged config with `metadata.json` and `logging.conf` beside it, so that it runs again."""
+def read_companions() -> dict[str, str]:
+    """Return the texts of the running config's `metadata.json` and `logging.conf`, by file name."""
+    folder = configs.config_folder()
+    return {name: (folder / name).read_text(encoding="utf-8") for name in COMPANIONS if (folder / name).is_file()}
+
+
+def write_stage_config(run_dir: Path, stage: str, config: Mapping[str, Any], companions: Mapping[str, str]) -> None:
+    """Write a merged config with its metadata and logging files beside it, so that it runs again."""
     folder = run_dir / "configs"
     path = folder / f"{stage}.yaml"
     header = f"Merged and run on {_now()}. Again: python -m monai.bundle run --config_file {path}"
     configs.write_config(dict(config), path, header)
-    source = Path(configs.find_bundle_root()) / "configs"
-    if source.resolve() == folder.resolve():
-        return
-    for name in ("metadata.json", "logging.conf"):
-        if (source / name).is_file():
-            write_text(folder / name, (source / name).read_text(encoding="utf-8"))
-    if "labels" in config and (folder / "metadata.json").is_file():
-        _fit_metadata(folder / "metadata.json", config["labels"])
+    for name, text in companions.items():
+        write_text(folder / name, text)
+    if "metadata.json" in companions:
+        _fit_metadata(folder / "metadata.json", config)
 
 
 def describe_environment(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
@@ -126,6 +136,15 @@ def hash_cases(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return digest.hexdigest()
 
 
+def describe_determinism(deterministic: bool, device: str | torch.device) -> str:
+    """Return which level of determinism holds, a sentence."""
+    if not deterministic:
+        return "seeded: the same random draws, but kernels may round differently from run to run"
+    if torch.device(device).type == "cpu":
+        return f"bitwise: the same weights on this kind of machine with {torch.get_num_threads()} threads"
+    return "deterministic kernels where CUDA has them; the others warn"
+
+
 def peak_memory_gb() -> float:
     """Return the most memory this process has held so far, in GiB."""
     if sys.platform == "win32":
@@ -142,7 +161,15 @@ def is_main_process() -> bool:
 
 
 def _move_aside(run_dir: Path) -> None:
-    """Rename an earlier run's folder to the first free `<name>.<n>`."""
+    """Rename an earlier run's folder to the first free `<name>.<n>`; a folder of anything else stays.
+
+    Raises:
+        TomokitError: when the folder is not empty and holds no run.
+    """
+    if not any(run_dir.iterdir()):
+        return
+    if not any((run_dir / name).exists() for name in ("configs/train.yaml", "checkpoints")):
+        raise TomokitError(f"{run_dir} holds something else than a run; give another `run_dir`")
     number = 1
     while (target := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
         number += 1
@@ -150,24 +177,49 @@ def _move_aside(run_dir: Path) -> None:
     logger.info("an earlier run was moved to %s", target)
 
 
-def _tell_changes(path: Path, config: Mapping[str, Any]) -> None:
-    """Log each top-level key whose value is not the one the run began with."""
-    if not path.is_file():
-        return
-    before = ConfigParser.load_config_file(path)
-    for key in sorted((set(before) | set(config)) - LOCATION_KEYS):
-        if before.get(key) != config.get(key):
-            logger.warning(
-                "resuming with another `%s`: %r, the run began with %r", key, config.get(key), before.get(key)
-            )
+def _continue_run(run_dir: Path, config: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the environment of a run that goes on; what a kill left half written is removed.
+
+    Raises:
+        TomokitError: when the run began with another config or other data; it names each difference.
+    """
+    own = run_dir / "configs" / "train.yaml"
+    before, now = _plain(configs.read_config(own)), _plain(config)
+    problems = [
+        f"`{key}` is {now.get(key)!r}, the run began with {before.get(key)!r}"
+        for key in sorted((set(before) | set(now)) - FREE_KEYS)
+        if before.get(key) != now.get(key)
+    ]
+    started = read_json(run_dir / "environment.json")
+    if started["data_hash"] != environment["data_hash"]:
+        problems.append("the cases' files are not those the run began with")
+    raise_problems(
+        f"{run_dir} can't be resumed with another config or other data; give another `run_dir`, or resume with\n"
+        f"  python -m monai.bundle run --config_file {own} --resume true",
+        problems,
+    )
+    for path in run_dir.rglob(".partial-*"):
+        path.unlink()
+    keys = ("started", "command", "versions", "hardware", "git_revision")
+    return started | {"resumed": [*started.get("resumed", []), {key: environment[key] for key in keys}]}
 
 
-def _fit_metadata(path: Path, labels: Mapping[str, str]) -> None:
-    """Make the run's metadata tell the run's own label map."""
+def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config or settings as JSON knows them: tuples as lists, other objects as text."""
+    return dict(json.loads(json.dumps(content, default=str)))
+
+
+def _fit_metadata(path: Path, config: Mapping[str, Any]) -> None:
+    """Make the run's metadata tell the run's own label map and modality."""
     content = read_json(path)
-    prediction = content["network_data_format"]["outputs"]["pred"]
-    prediction["num_channels"] = len(labels)
-    prediction["channel_def"] = dict(labels)
+    tensors = content["network_data_format"]
+    if "labels" in config:
+        tensors["outputs"]["pred"] |= {"num_channels": len(config["labels"]), "channel_def": dict(config["labels"])}
+    if "modality" in config:
+        kinds = [str(kind) for kind in config["modality"]]
+        channels = {str(number): kind for number, kind in enumerate(kinds)}
+        own = {"num_channels": len(kinds), "modality": ", ".join(kinds), "channel_def": channels}
+        tensors["inputs"]["image"] |= own | ({} if kinds == ["CT"] else {"format": "magnitude"})
     write_json(path, content)
 
 
@@ -193,9 +245,3 @@ def _git_revision() -> str | None:
 def _now() -> str:
     """Return the time with its zone, to the second."""
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def read_record(run_dir: str | Path, name: str) -> dict[str, Any]:
-    """Return the content of a run's JSON file such as `metrics.json`, or {} when it is not there yet."""
-    path = Path(run_dir) / name
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -17,8 +17,6 @@ from tomokit.files import replacing
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-
 
 @dataclass
 class TrainingState:
@@ -54,7 +52,6 @@ class TrainingState:
         """Return everything as tensors, numbers, strings, lists and dicts, which `weights_only` loads."""
         scaler = self.trainer.scaler
         return {
-            "format": FORMAT,
             "epoch": self.trainer.state.epoch,
             "iteration": self.trainer.state.iteration,
             "network": self.network.state_dict(),
@@ -114,7 +111,7 @@ def find_checkpoint(run_dir: str | Path, checkpoint: str | Path) -> Path:
     folder = Path(run_dir) / "checkpoints"
     path = folder / f"{checkpoint}.pt" if str(checkpoint) in ("best", "last") else Path(checkpoint)
     if not path.is_file():
-        there = ", ".join(sorted(file.stem for file in folder.glob("*.pt"))) or "none"
+        there = ", ".join(name for name in ("best", "last") if (folder / f"{name}.pt").is_file()) or "none"
         raise TomokitError(f"no checkpoint {path}; set `checkpoint` to a file, best or last (this run has: {there})")
     return path
 
@@ -127,7 +124,7 @@ def load_weights(network: nn.Module, run_dir: str | Path, checkpoint: str | Path
     """
     path = find_checkpoint(run_dir, checkpoint)
     content = load(path)
-    weights = content["network"] if "network" in content and "format" in content else content
+    weights = content["network"] if "optimizer" in content else content
     own = unwrap(network).state_dict()
     missing = [key for key in own if key not in weights]
     extra = [key for key in weights if key not in own]

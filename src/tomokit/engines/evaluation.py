@@ -11,8 +11,11 @@ import torch
 from ignite.engine import Engine, Events
 
 from tomokit import rivals
+from tomokit.engines.checkpoints import find_checkpoint
 from tomokit.engines.progress import ProgressBar
-from tomokit.files import write_json, write_table
+from tomokit.errors import TomokitError
+from tomokit.files import read_json, write_json, write_table
+from tomokit.inference import first_image
 from tomokit.metrics import score_segmentation, summarise_classification, summarise_segmentation
 from tomokit.pictures import draw_cases, pick_cases
 from tomokit.runs import is_main_process, peak_memory_gb
@@ -21,8 +24,16 @@ PICTURE = "overlay.png"
 Entries = Sequence[Mapping[str, Any]]
 
 
-def attach_inference(evaluator: Engine, output_dir: str | Path) -> None:
-    """Show progress over the cases and say where the results are."""
+def attach_inference(evaluator: Any, output_dir: str | Path) -> None:
+    """Show progress over the cases and say where the results are.
+
+    Raises:
+        TomokitError: when a result would be written over its source.
+    """
+    for entry in evaluator.data_loader.dataset.data:
+        source = Path(first_image(entry["image"]))
+        if source.parent.resolve() == Path(output_dir).resolve():
+            raise TomokitError(f"output_dir {output_dir} holds the input {source.name}; give another `output_dir`")
     ProgressBar("infer", "case").attach(evaluator)
 
     def tell(_: Engine) -> None:
@@ -55,17 +66,29 @@ def attach_class_table(evaluator: Engine, output_dir: str | Path, labels: Mappin
 
 
 def attach_segmentation_scores(
-    evaluator: Engine, run_dir: str | Path, labels: Mapping[str, str], cases: Mapping[str, Entries], rival: bool
+    evaluator: Engine,
+    run_dir: str | Path,
+    output_dir: str | Path,
+    checkpoint: str | Path,
+    labels: Mapping[str, str],
+    cases: Mapping[str, Entries],
+    rival: bool,
 ) -> None:
     """Score each test case on its source's own grid; write `cases.csv`, `metrics.json`, `overlay.png` at the end.
 
     Args:
         evaluator: its output holds `pred`, a label map (1, X, Y, Z) on the source's grid.
         run_dir: the run's folder.
+        output_dir: where the predictions are written.
+        checkpoint: which weights are scored, told in the measures.
         labels: the label map.
         cases: the split; `training` fits the threshold rival, `test` is scored.
         rival: also score the best thresholds, chosen on the training cases.
+
+    Raises:
+        TomokitError: when there is no test case.
     """
+    check_test_cases(cases)
     rows: list[dict[str, Any]] = []
     truths = {entry["case"]: entry for entry in cases["test"]}
     run_dir = Path(run_dir)
@@ -79,32 +102,42 @@ def attach_segmentation_scores(
                 rows.append({"case": item["case"], "patient": item["patient"], **row})
 
     def finish(_: Engine) -> None:
-        seconds = time.perf_counter() - began
-        measures = summarise_segmentation(rows)
-        if shown := _picture_cases(rows, truths, run_dir):
+        measures: dict[str, Any] = {"task": "segmentation", "checkpoint": tell_checkpoint(run_dir, checkpoint)}
+        measures |= {"seconds": time.perf_counter() - began, **summarise_segmentation(rows)}
+        _write(run_dir, rows, measures)
+        if shown := _picture_cases(rows, truths, Path(output_dir)):
             draw_cases(shown, labels, run_dir / PICTURE)
             measures["picture"] = PICTURE
-        _write(run_dir, rows, {"task": "segmentation", **measures}, seconds)
         if rival:
             found = rivals.score_thresholds(cases["training"], cases["test"], labels)
             measures["rivals"] = {"threshold": summarise_segmentation(found)}
-            _write(run_dir, rows, {"task": "segmentation", **measures}, seconds)
+        _write(run_dir, rows, measures)
 
     _attach(evaluator, score, finish)
 
 
 def attach_classification_scores(
-    evaluator: Engine, run_dir: str | Path, labels: Mapping[str, str], cases: Mapping[str, Entries], rival: bool
+    evaluator: Engine,
+    run_dir: str | Path,
+    checkpoint: str | Path,
+    labels: Mapping[str, str],
+    cases: Mapping[str, Entries],
+    rival: bool,
 ) -> None:
     """Keep each test case's class probabilities; write `cases.csv` and `metrics.json` at the end.
 
     Args:
         evaluator: its output holds `pred`, the class probabilities (C,).
         run_dir: the run's folder.
+        checkpoint: which weights are scored, told in the measures.
         labels: the classes, `{"0": name, …}`.
         cases: the split; `training` fits the histogram rival, `test` is scored.
         rival: also score a logistic regression on the intensity histogram.
+
+    Raises:
+        TomokitError: when there is no test case.
     """
+    check_test_cases(cases)
     rows: list[dict[str, Any]] = []
     truths = {entry["case"]: entry for entry in cases["test"]}
     classes = [labels[key] for key in sorted(labels, key=int)]
@@ -118,15 +151,34 @@ def attach_classification_scores(
             rows.append(row | _chances(output["pred"], labels))
 
     def finish(_: Engine) -> None:
-        seconds = time.perf_counter() - began
-        measures = summarise_classification(rows, classes)
-        _write(run_dir, rows, {"task": "classification", **measures}, seconds)
+        measures: dict[str, Any] = {"task": "classification", "checkpoint": tell_checkpoint(run_dir, checkpoint)}
+        measures |= {"seconds": time.perf_counter() - began, **summarise_classification(rows, classes)}
+        _write(run_dir, rows, measures)
         if rival:
             found = rivals.score_histogram(cases["training"], cases["test"], labels)
             measures["rivals"] = {"histogram": summarise_classification(found, classes)}
-            _write(run_dir, rows, {"task": "classification", **measures}, seconds)
+            _write(run_dir, rows, measures)
 
     _attach(evaluator, score, finish)
+
+
+def check_test_cases(cases: Mapping[str, Entries]) -> None:
+    """Raise when the split has no test case.
+
+    Raises:
+        TomokitError: which says where the test cases come from.
+    """
+    if not cases["test"]:
+        raise TomokitError("the run's split has no test case to score; give `split` a file whose fold lists some")
+
+
+def tell_checkpoint(run_dir: Path, checkpoint: str | Path) -> str:
+    """Return the scored checkpoint's file name, with its epoch where the run knows it."""
+    path = find_checkpoint(run_dir, checkpoint)
+    record = read_json(run_dir / "validation.json") if (run_dir / "validation.json").is_file() else {}
+    epochs = {"best": (record.get("best") or {}).get("epoch"), "last": record.get("epochs")}
+    epoch = epochs.get(str(checkpoint))
+    return path.name if epoch is None else f"{path.name}, epoch {epoch}"
 
 
 def _chances(prediction: torch.Tensor, labels: Mapping[str, str]) -> dict[str, float]:
@@ -143,27 +195,26 @@ def _attach(evaluator: Engine, score: Any, finish: Any) -> None:
         evaluator.add_event_handler(Events.COMPLETED, finish)
 
 
-def _write(run_dir: Path, rows: Sequence[Mapping[str, Any]], measures: dict[str, Any], seconds: float) -> None:
+def _write(run_dir: Path, rows: Sequence[Mapping[str, Any]], measures: Mapping[str, Any]) -> None:
     """Write the table of cases and the summary."""
     write_table(run_dir / "cases.csv", rows)
-    write_json(run_dir / "metrics.json", {**measures, "seconds": seconds, "peak_rss_gb": peak_memory_gb()})
+    write_json(run_dir / "metrics.json", {**measures, "peak_rss_gb": peak_memory_gb()})
 
 
 def _read(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return a label file's array (X, Y, Z) in file order and its affine."""
-    image = nibabel.load(path)
+    """Return a file's array (X, Y, Z) in file order and its affine; a last axis of one is left out."""
+    image = nibabel.squeeze_image(nibabel.load(path))
     return np.asanyarray(image.dataobj), image.affine
 
 
 def _picture_cases(
-    rows: Sequence[Mapping[str, Any]], truths: Mapping[str, Mapping[str, Any]], run_dir: Path
+    rows: Sequence[Mapping[str, Any]], truths: Mapping[str, Mapping[str, Any]], output_dir: Path
 ) -> list[dict[str, Any]]:
     """Return the worst, median and best case with their arrays, for the picture."""
     found = []
     for case in pick_cases(rows):
         entry = truths[case]
-        first = entry["image"] if isinstance(entry["image"], str) else entry["image"][0]
-        image, affine = _read(first)
+        image, affine = _read(first_image(entry["image"]))
         if min(image.shape) == 1:
             continue  # the picture cuts three planes through a volume
         scores = [row["dice"] for row in rows if row["case"] == case and row["dice"] is not None]
@@ -173,7 +224,7 @@ def _picture_cases(
                 "image": image,
                 "affine": affine,
                 "truth": _read(entry["label"])[0],
-                "prediction": _read(str(run_dir / "predictions" / f"{case}.nii.gz"))[0],
+                "prediction": _read(str(output_dir / f"{case}.nii.gz"))[0],
                 "dice": float(np.mean(scores)),
             }
         )

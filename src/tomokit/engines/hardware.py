@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, DistributedSampler
 
 from tomokit.errors import TomokitError
+from tomokit.runs import describe_determinism
 
 logger = logging.getLogger(__name__)
 
@@ -25,19 +26,15 @@ def set_seed(seed: int, deterministic: bool, device: str | torch.device) -> str:
     On a CPU the deterministic mode gives bit-identical weights for the same number of threads. On CUDA some
     3D kernels (adaptive pooling, trilinear upsampling backward) have no deterministic form: those warn.
     """
-    if not deterministic:
-        set_determinism(seed, use_deterministic_algorithms=False)
-        level = "seeded: the same random draws, but kernels may round differently from run to run"
-    elif torch.device(device).type == "cpu":
-        set_determinism(seed, use_deterministic_algorithms=True)
+    cuda = torch.device(device).type == "cuda"
+    if deterministic and cuda:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    set_determinism(seed, use_deterministic_algorithms=deterministic)
+    if deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=cuda)
         # a debugging aid that costs 10 % of a step; torch's stubs lack it
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        level = f"bitwise: the same weights on this kind of machine with {torch.get_num_threads()} threads"
-    else:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        set_determinism(seed)
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        level = "deterministic kernels where CUDA has them; the others warn"
+    level = describe_determinism(deterministic, device)
     logger.info("determinism: %s", level)
     return level
 

@@ -141,7 +141,9 @@ def _attach_records(state: TrainingState, evaluator: Any, progress: ProgressBar)
         metric = float(engine.state.metrics[engine.state.key_metric_name])
         state.history[-1]["metric"] = metric
         if math.isnan(metric):
-            logger.warning("%s is NaN: no validation case has a labelled structure", engine.state.key_metric_name)
+            logger.warning(
+                "%s is undefined on the validation cases: no epoch can be best", engine.state.key_metric_name
+            )
         elif state.best_metric is None or evaluator.metric_cmp_fn(metric, state.best_metric):
             state.keep_best(metric)
 
@@ -149,6 +151,13 @@ def _attach_records(state: TrainingState, evaluator: Any, progress: ProgressBar)
     trainer.add_event_handler(Events.EPOCH_STARTED, start)
     trainer.add_event_handler(Events.ITERATION_COMPLETED, add)
     evaluator.add_event_handler(Events.COMPLETED, validated)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, _validate_last_epoch, state, evaluator)
+
+
+def _validate_last_epoch(engine: Any, state: TrainingState, evaluator: Any) -> None:
+    """Validate after the last epoch where the config's interval does not fall on it."""
+    if engine.state.epoch == engine.state.max_epochs and "metric" not in state.history[-1]:
+        evaluator.run()
 
 
 def _epoch_entry(engine: Any, losses: list[torch.Tensor], seconds: float) -> dict[str, Any]:
