@@ -12,6 +12,7 @@ RUN     ?= $(BUNDLE)
 INPUT   ?=
 NAME    ?= training
 ONLY    ?=
+FULL    ?=
 ARGS    ?=
 
 PYTHON ?= python3
@@ -83,8 +84,8 @@ types: $(VENV)/.installed-dev  ## check types
 notebooks: $(VENV)/.installed-dev  ## run every notebook as committed
 	$(BIN)/python -m pytest tests/test_notebooks.py $(ARGS)
 
-bench: install  ## measure and print a table  [NAME= ONLY=]
-	$(BIN)/python benchmarks/$(NAME).py $(ONLY:%=--only %) $(ARGS)
+bench: install  ## measure and print a table  [NAME= ONLY= FULL=1]
+	$(BIN)/python benchmarks/$(NAME).py $(if $(ONLY),--only $(ONLY)) $(if $(FULL),--full) $(ARGS)
 
 release: $(VENV)/.installed-dev  ## build the wheel and the source archive
 	$(BIN)/python -m build --outdir dist

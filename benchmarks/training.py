@@ -1,6 +1,6 @@
 """Time a step of training against the bare network's forward and backward pass on the same batch, in turn.
 
-Command: make bench NAME=training
+Command: make bench NAME=training [ONLY=resnet] [FULL=1]
 """
 
 import argparse
@@ -112,16 +112,17 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", default=["unet"], choices=list(SYSTEMS))
+    parser.add_argument("--only", nargs="*", choices=list(SYSTEMS))
+    parser.add_argument("--full", action="store_true", help="all systems, not the U-Net alone")
     parser.add_argument("--rounds", type=int, default=60)
     options = parser.parse_args()
-    rows = bench(options.only, options.rounds)
+    chosen = options.only or (list(SYSTEMS) if options.full else ["unet"])
+    rows = bench(chosen, options.rounds)
     before = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
-    kept = [row for row in before if row["system"] not in options.only]
+    kept = [row for row in before if row["system"] not in chosen]
     environment = describe_environment({})
     keep = {key: environment[key] for key in ("git_revision", "hardware", "versions")}
-    command = f"make bench NAME=training ONLY='{' '.join(options.only)}'"
-    write_json(RESULTS, {"name": "training", "command": command, **keep, "rows": kept + rows})
+    write_json(RESULTS, {"name": "training", "command": "make bench NAME=training FULL=1", **keep, "rows": kept + rows})
     show(kept + rows)
 
 
