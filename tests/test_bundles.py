@@ -239,6 +239,14 @@ def test_a_prediction_lies_on_its_source_with_the_same_header(small_run, data):
         assert differing <= {"datatype", "bitpix", "scl_slope", "scl_inter"}
 
 
+def test_a_bundle_runs_in_its_own_folder(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(find_bundle("segmentation"))
+    small = SMALL | {"dataset_dir": data["segmentation"], "run_dir": str(tmp_path / "run"), "epochs": 1}
+    monai.bundle.run(config_file="configs/train.yaml", **small)
+    monai.bundle.run(config_file=[str(tmp_path / "run/configs/train.yaml"), "configs/evaluate.yaml"])
+    assert (tmp_path / "run" / "metrics.json").exists()
+
+
 def test_an_existing_run_is_moved_aside_and_never_mixed(small_run, data, tmp_path):
     run = train("segmentation", tmp_path / "run", dataset_dir=data["segmentation"], **SMALL)
     (run / "marker").touch()
