@@ -374,7 +374,7 @@ def _locate_dotted(parts: list[str]) -> tuple[Any, str]:
             if error.name != name:
                 return None, f"`{name}` can't be imported: {error}"
             break
-        except Exception as error:
+        except Exception as error:  # a module may raise anything while it is imported; the user is told what
             return None, f"`{name}` can't be imported: {type(error).__name__}: {error}"
         depth += 1
     if depth == 0:

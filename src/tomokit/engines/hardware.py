@@ -53,7 +53,7 @@ def choose_precision(device: str | torch.device, amp: bool) -> torch.dtype:
     """Return the dtype of the network's arithmetic: bfloat16 or float16 where the hardware has it, else float32.
 
     A CPU takes bfloat16 only with matrix units for it (AMX): with AVX-512 alone a training step in bfloat16
-    took 1.1 times as long as in float32 (docs/experiments.md).
+    took 1.4 times as long as in float32 (docs/experiments.md).
     """
     kind = torch.device(device).type
     if not amp:
