@@ -8,8 +8,8 @@ import tomokit
 
 SOURCE = Path(tomokit.__file__).parent
 GROUPS = (
-    "errors files config_rules config_safety configs geometry labels statistics",
-    "datasets phantoms splits checks",
+    "errors files config_rules config_safety configs geometry labels statistics volumes",
+    "datasets phantoms splits dicom importers catalogue checks caching",
     "transforms networks metrics pictures rivals",
     "runs inference engines",
     "bundles lint report",

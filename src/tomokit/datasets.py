@@ -4,13 +4,14 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from tomokit import phantoms
 from tomokit.errors import TomokitError, raise_problems
 from tomokit.files import read_json, write_json
 from tomokit.splits import NNUNET_FOLDS, PARTS, check_disjoint, draw_nnunet_folds, draw_split, read_split
+from tomokit.volumes import stem_of
 
 logger = logging.getLogger(__name__)
 
@@ -79,20 +80,22 @@ def read_description(folder: Path) -> dict[str, Any]:
     return checked
 
 
-def read_entries(folder: Path, sections: Sequence[str] = PARTS) -> list[Entry]:
-    """Return the labelled entries of `folder/dataset.json`, with absolute paths and a case name and patient each.
+def read_entries(folder: Path, sections: Sequence[str] = PARTS, labelled: bool = True) -> list[Entry]:
+    """Return the entries of `folder/dataset.json`, with absolute paths and a case name and patient each.
 
     An entry is `{"case", "patient", "image", "label", …}`; `image` is a path or a list of paths, one per
-    modality; `label` is a path or a class. Entries without a label are left out.
+    modality; `label` is a path, a class, or a list of 0 and 1. Entries without a label are left out, unless
+    `labelled` is False; they then have no key `label`.
 
     Raises:
-        TomokitError: when `dataset.json` is malformed, lists no labelled case, or names a case twice.
+        TomokitError: when `dataset.json` is malformed, lists no such case, or names a case twice.
     """
-    by_section = _read_sections(folder)
+    by_section = _read_sections(folder, labelled)
     entries = [entry for section in sections for entry in by_section.get(section, [])]
     if not entries:
+        kind = "labelled case" if labelled else "case"
         raise TomokitError(
-            f"{folder / 'dataset.json'} lists no labelled case; give `training` entries with `image` and `label`"
+            f"{folder / 'dataset.json'} lists no {kind}; give `training` entries with `image` and `label`"
         )
     seen: dict[str, int] = {}
     for entry in entries:
@@ -169,12 +172,7 @@ def unlabelled(entries: Sequence[Mapping[str, Any]]) -> list[Entry]:
 
 def case_name(image: str | Sequence[str]) -> str:
     """Return the case's name: the first image's file name without its suffixes."""
-    first = image if isinstance(image, str) else image[0]
-    name = PurePosixPath(first).name
-    for suffix in (".nii.gz", ".nii"):
-        if name.endswith(suffix):
-            return name.removesuffix(suffix)
-    return PurePosixPath(name).stem
+    return stem_of(image if isinstance(image, str) else image[0])
 
 
 def _labels_problems(labels: Any) -> list[str]:
@@ -242,14 +240,16 @@ def _is_image(image: Any) -> bool:
     return isinstance(paths, list) and bool(paths) and all(isinstance(path, str) and path for path in paths)
 
 
-def _read_sections(folder: Path) -> dict[str, list[Entry]]:
-    """Return the labelled entries of each section of `folder/dataset.json`."""
+def _read_sections(folder: Path, labelled: bool = True) -> dict[str, list[Entry]]:
+    """Return the entries of each section of `folder/dataset.json`, those without a label too if so asked."""
     content = read_description(folder)
+    items = {
+        section: [{"image": item} if isinstance(item, str) else item for item in content.get(section, [])]
+        for section in PARTS
+    }
     return {
         section: [
-            _resolve(folder, item)
-            for item in content.get(section, [])
-            if isinstance(item, dict) and "image" in item and "label" in item
+            _resolve(folder, item) for item in items[section] if "image" in item and ("label" in item or not labelled)
         ]
         for section in PARTS
     }
@@ -259,14 +259,15 @@ def _resolve(folder: Path, item: Mapping[str, Any]) -> Entry:
     """Return one entry with absolute paths, its case name and its patient."""
     case = case_name(item["image"])
     image = item["image"]
-    label = item["label"]
-    return {
+    entry = {
         **item,
         "case": case,
         "patient": str(item.get("patient", case)),
         "image": str(folder / image) if isinstance(image, str) else [str(folder / path) for path in image],
-        "label": str(folder / label) if isinstance(label, str) else label,
     }
+    if isinstance(item.get("label"), str):
+        entry["label"] = str(folder / item["label"])
+    return entry
 
 
 def _names_of_split(folder: Path, split: str | Path, fold: int, seed: int) -> dict[str, list[str]]:

@@ -1,0 +1,369 @@
+"""Volumes on disk, in any format: NIfTI, MetaImage, NRRD, and PNG or JPEG as one slice.
+
+Arrays are (X, Y, Z), or (X, Y, Z, C) where a file holds several channels, in the index order of the file; an
+affine is a (4, 4) matrix from voxel index to world, in mm, RAS. A header is believed only as far as the file's
+size bears it out, so that a damaged one can't ask for more memory than the file could fill.
+"""
+
+import contextlib
+import gzip
+import logging
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+
+import nibabel
+import numpy as np
+import SimpleITK as sitk
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, UnidentifiedImageError
+
+from tomokit.errors import TomokitError
+from tomokit.files import replacing
+from tomokit.geometry import check_affine
+
+NIFTI = (".nii.gz", ".nii")
+ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
+PICTURES = (".png", ".jpg", ".jpeg")
+SUFFIXES = (*NIFTI, *ITK, *PICTURES)
+LARGEST_BYTES = 8 << 30  # 2048 × 2048 × 1024 voxels of int16
+DEFLATE_RATIO = 1032  # the most that deflate shrinks
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+READ_CHUNK = 1 << 20
+
+
+class Header(NamedTuple):
+    """What a file says before its voxels are read.
+
+    Attributes:
+        shape: (X, Y, Z), or (X, Y, Z, C) with several channels.
+        affine: (4, 4) from voxel index to world RAS, in mm.
+        dtype: of the voxels as they are read, after scaling.
+        pixdim: NIfTI's own spacing fields, as stored; None in other formats.
+        unit: NIfTI's unit of length ("mm", "meter", "micron", "unknown"); "mm" in other formats.
+    """
+
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
+    dtype: np.dtype[Any]
+    pixdim: tuple[float, float, float] | None = None
+    unit: str = "mm"
+
+
+class Volume(NamedTuple):
+    """Voxels with their place: `array` (X, Y, Z[, C]), and `affine` (4, 4) to world RAS in mm."""
+
+    array: NDArray[Any]
+    affine: NDArray[np.float64]
+
+
+def suffix_of(path: str | PurePath) -> str:
+    """Return the known suffix of a file name, in lower case (".nii.gz"), or "" when it is no volume's."""
+    name = PurePath(path).name.lower()
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+
+
+def stem_of(path: str | PurePath) -> str:
+    """Return the file name without the suffix of its format: "case_1" for `imagesTr/case_1.nii.gz`."""
+    name = PurePath(path).name
+    suffix = suffix_of(name)
+    return name[: -len(suffix)] if suffix else PurePath(name).stem
+
+
+def read_header(path: str | Path) -> Header:
+    """Return the shape, affine and type of a volume without reading its voxels.
+
+    Raises:
+        TomokitError: when the file is absent, of no known format, damaged, larger than `LARGEST_BYTES`, or
+            promises more voxels than the file can hold.
+    """
+    path = Path(path)
+    with _explained(path):
+        header = _READERS[_kind(path)][0](path)
+        _check_size(path, header.shape, header.dtype.itemsize)
+        return header
+
+
+def read_volume(path: str | Path) -> Volume:
+    """Return the voxels of a file, scaled as its header says, and their affine.
+
+    NIfTI's integers stay integers where slope and intercept are 1 and 0. A picture is one axial slice (X, Y, 1)
+    of 1 mm, grey; a colour picture becomes its luminance.
+
+    Raises:
+        TomokitError: as `read_header`, or when the voxels are truncated or damaged.
+    """
+    path = Path(path)
+    header = read_header(path)
+    with _explained(path):
+        return Volume(_READERS[_kind(path)][1](path, header), header.affine)
+
+
+def write_volume(path: str | Path, array: ArrayLike, affine: ArrayLike) -> None:
+    """Write an array (X, Y, Z) as NIfTI with its affine (voxel to RAS, mm) as both sform and qform.
+
+    Raises:
+        TomokitError: when the affine is not invertible or the file can't be written.
+    """
+    affine = check_affine(affine)
+    image = nibabel.Nifti1Image(np.asarray(array), affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    with replacing(path) as temporary:
+        nibabel.save(image, temporary)
+
+
+def _kind(path: Path) -> str:
+    """Return the family of a file's format."""
+    suffix = suffix_of(path)
+    for kind, suffixes in (("nifti", NIFTI), ("itk", ITK), ("picture", PICTURES)):
+        if suffix in suffixes:
+            return kind
+    raise TomokitError(f"{path} is none of {', '.join(SUFFIXES)}; convert it, or import its folder if it is DICOM")
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what the libraries raise on a damaged file into one text that names it."""
+    if not path.is_file():
+        raise TomokitError(f"{path} does not exist; correct dataset.json or restore the file")
+    loggers = logging.getLogger("nibabel.global")
+    level = loggers.level
+    loggers.setLevel(logging.CRITICAL + 1)  # what nibabel would print, a finding says
+    try:
+        yield
+    except _LIBRARY_ERRORS as error:
+        text = " ".join(str(error).split())[:200]
+        raise TomokitError(
+            f"{path} can't be read ({type(error).__name__}: {text}); restore or remove the file"
+        ) from error
+    finally:
+        loggers.setLevel(level)
+
+
+_LIBRARY_ERRORS = (
+    ImageFileError,
+    HeaderDataError,
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    RuntimeError,
+    SyntaxError,
+    IndexError,
+    KeyError,
+    zlib.error,
+)
+
+
+def _check_size(path: Path, shape: tuple[int, ...], itemsize: int) -> None:
+    """Raise when a header promises more voxels than its file can hold, or than any scan has."""
+    promised = itemsize
+    for length in shape:
+        promised *= int(length)
+    if promised <= 0:
+        raise TomokitError(f"{path} has no voxels: its header gives the shape {shape}; restore or remove the file")
+    if promised > LARGEST_BYTES:
+        raise TomokitError(
+            f"{path} is said to hold {shape} voxels, {promised / 2**30:.0f} GiB, more than any scan "
+            f"({LARGEST_BYTES >> 30} GiB); its header is damaged: restore or remove the file"
+        )
+    available = sum(file.stat().st_size for file in _voxel_files(path)) * DEFLATE_RATIO
+    if promised > available:
+        raise TomokitError(
+            f"{path} can't be read: its header gives {shape} voxels, {promised} bytes, more than the file can hold; "
+            "it is truncated or damaged: restore or remove the file"
+        )
+
+
+# NIfTI
+
+
+def _nifti_header(path: Path) -> Header:
+    """Return what a NIfTI header says; pixdim is read as stored, since nibabel mends it in silence."""
+    image = nibabel.load(path)
+    if not isinstance(image, nibabel.Nifti1Image):
+        raise TomokitError(f"{path} is a {type(image).__name__}, not NIfTI; convert it")
+    dtype = image.get_data_dtype()
+    _check_kind(path, dtype)
+    scaled = _is_scaled(image)
+    header = type(image.header).from_fileobj(_open(path), check=False)
+    x, y, z = (float(size) for size in header["pixdim"][1:4])
+    shape = tuple(int(length) for length in image.shape)
+    unit = image.header.get_xyzt_units()[0]
+    return Header(shape, check_named(path, image.affine), np.dtype(np.float32) if scaled else dtype, (x, y, z), unit)
+
+
+def _nifti_array(path: Path, header: Header) -> NDArray[Any]:
+    """Return the voxels of a NIfTI file; a compressed one is read to its end, so that its checksum is checked."""
+    kind = type(nibabel.load(path))
+    with _open(path) as stream:
+        image = kind.from_stream(stream)
+        proxy = image.dataobj
+        array = proxy.get_scaled(np.float32) if _is_scaled(image) else np.asarray(proxy.get_unscaled())
+        while stream.read(READ_CHUNK):
+            pass
+    return array
+
+
+def _is_scaled(image: nibabel.Nifti1Image) -> bool:
+    """Return whether stored values must be multiplied or shifted."""
+    return (image.dataobj.slope, image.dataobj.inter) != (1, 0)
+
+
+def _open(path: Path) -> Any:
+    """Return a stream of a file's bytes, decompressed by its name."""
+    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+def check_named(path: Path, affine: ArrayLike) -> NDArray[np.float64]:
+    """Return the affine as `check_affine` does, its error led by the file."""
+    try:
+        return check_affine(affine)
+    except TomokitError as error:
+        raise TomokitError(f"{path}: {error}") from None
+
+
+def _check_kind(path: Path, dtype: np.dtype[Any]) -> None:
+    """Raise when voxels are not one real number each."""
+    if dtype.kind not in "biuf":
+        raise TomokitError(f"{path} has voxels of the type {dtype}, not one number each; store grey values or labels")
+
+
+# MetaImage and NRRD
+
+
+def _itk_header(path: Path) -> Header:
+    """Return what ITK reads from a MetaImage or NRRD header, turned from LPS to RAS."""
+    _voxel_files(path)  # before ITK opens them
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    dimension = reader.GetDimension()
+    dtype = _ITK_TYPES.get(reader.GetPixelID())
+    if dtype is None:
+        kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+        raise TomokitError(f"{path} has voxels of the type {kind}, not one number each; store grey values or labels")
+    channels = reader.GetNumberOfComponents()
+    if dimension not in (2, 3):
+        raise TomokitError(f"{path} has {dimension} dimensions; store one volume per file")
+    size = (*reader.GetSize(), 1)[:3]
+    affine = np.eye(4)
+    direction = np.eye(3)
+    direction[:dimension, :dimension] = np.reshape(reader.GetDirection(), (dimension, dimension))
+    affine[:3, :3] = direction * (*reader.GetSpacing(), 1.0)[:3]
+    affine[:3, 3] = (*reader.GetOrigin(), 0.0)[:3]
+    shape = tuple(map(int, size)) + ((channels,) if channels > 1 else ())
+    return Header(shape, check_named(path, LPS_TO_RAS @ affine), np.dtype(dtype))
+
+
+def _itk_array(path: Path, header: Header) -> NDArray[Any]:
+    """Return the voxels ITK reads, as (X, Y, Z[, C])."""
+    array = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    channels = len(header.shape) == 4
+    spatial = tuple(reversed(range(array.ndim - channels)))
+    turned = array.transpose(*spatial, *([array.ndim - 1] if channels else []))
+    return turned.reshape(header.shape)
+
+
+def _voxel_files(path: Path) -> list[Path]:
+    """Return the files that hold a volume's voxels: the file itself, or the data file that a text header names.
+
+    Raises:
+        TomokitError: when the named file is absent, or lies outside the header's folder.
+    """
+    key = {".mhd": "elementdatafile", ".mha": "elementdatafile", ".nhdr": "data file", ".nrrd": "data file"}.get(
+        suffix_of(path)
+    )
+    if key is None:
+        return [path]
+    name = _named_data_file(path, key)
+    if name is None:
+        return [path]
+    target = (path.parent / name).resolve()
+    if path.parent.resolve() not in target.parents:
+        raise TomokitError(f"{path} points to {name}, outside its own folder; keep header and data together")
+    if not target.is_file():
+        raise TomokitError(f"{path} needs its data file {name}, which does not exist; copy both files")
+    return [target]
+
+
+def _named_data_file(path: Path, key: str) -> str | None:
+    """Return the data file that a MetaImage or NRRD header names, or None when the voxels follow the header."""
+    with path.open("rb") as file:
+        text = file.read(1 << 16)
+    for line in text.splitlines():
+        name, mark, value = line.replace(b":=", b"=").partition(b":" if b":" in line and b"=" not in line else b"=")
+        if mark and name.strip().lower().replace(b"datafile", b"data file") in (
+            key.encode(),
+            key.encode().replace(b"datafile", b"data file"),
+        ):
+            told = value.strip().decode("utf-8", "replace")
+            if told.upper() in ("LOCAL", "LIST") or told.upper().startswith("LIST ") or "%" in told:
+                if told.upper() == "LOCAL":
+                    return None
+                raise TomokitError(f"{path} spreads its voxels over several files ({told}); store one data file")
+            return told
+        if not line.strip():
+            return None  # NRRD's header ends with an empty line
+    return None
+
+
+_ITK_TYPES = {
+    sitk.sitkUInt8: np.uint8,
+    sitk.sitkInt8: np.int8,
+    sitk.sitkUInt16: np.uint16,
+    sitk.sitkInt16: np.int16,
+    sitk.sitkUInt32: np.uint32,
+    sitk.sitkInt32: np.int32,
+    sitk.sitkUInt64: np.uint64,
+    sitk.sitkInt64: np.int64,
+    sitk.sitkFloat32: np.float32,
+    sitk.sitkFloat64: np.float64,
+}
+_ITK_TYPES |= {
+    getattr(sitk, f"sitkVector{name}"): dtype
+    for name, dtype in (
+        ("UInt8", np.uint8),
+        ("Int8", np.int8),
+        ("UInt16", np.uint16),
+        ("Int16", np.int16),
+        ("UInt32", np.uint32),
+        ("Int32", np.int32),
+        ("Float32", np.float32),
+        ("Float64", np.float64),
+    )
+}
+
+
+# Pictures
+
+
+def _picture_header(path: Path) -> Header:
+    """Return a picture's size as one axial slice, columns to the patient's left, rows to the back."""
+    with Image.open(path) as picture:
+        width, height = picture.size
+        deep = picture.mode.startswith(("I", "F"))
+    affine = LPS_TO_RAS.copy()
+    return Header((width, height, 1), affine, np.dtype(np.int32 if deep else np.uint8))
+
+
+def _picture_array(path: Path, header: Header) -> NDArray[Any]:
+    """Return the grey values of a picture as (X, Y, 1)."""
+    with Image.open(path) as picture:
+        grey = picture if picture.mode.startswith(("I", "F")) else picture.convert("L")
+        return np.asarray(grey).T[:, :, None]
+
+
+_READERS: dict[str, Any] = {
+    "nifti": (_nifti_header, _nifti_array),
+    "itk": (_itk_header, _itk_array),
+    "picture": (_picture_header, _picture_array),
+}
