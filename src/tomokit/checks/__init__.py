@@ -1,5 +1,17 @@
 """What is wrong with a data set: the full check of `tomokit check`, and what must hold before training starts."""
 
+from tomokit.checks.dataset import Report, check_dataset
+from tomokit.checks.findings import KINDS, Finding, render_kinds
 from tomokit.checks.training import check_case, check_cases, describe_mismatch, size_at_spacing
 
-__all__ = ["check_case", "check_cases", "describe_mismatch", "size_at_spacing"]
+__all__ = [
+    "KINDS",
+    "Finding",
+    "Report",
+    "check_case",
+    "check_cases",
+    "check_dataset",
+    "describe_mismatch",
+    "render_kinds",
+    "size_at_spacing",
+]

@@ -1,0 +1,113 @@
+"""Pairs of cases that are too alike, and patients on both sides of a split."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tomokit.checks.cases import Case
+from tomokit.checks.findings import Finding
+
+NEARLY_SAME = 0.995  # correlation of two descriptors
+FLIPS = tuple(itertools.product((1, -1), repeat=3))
+
+Fold = Mapping[str, Sequence[str]]
+
+
+def compare_pairs(cases: Sequence[Case], folds: Sequence[Fold]) -> Iterator[Finding]:
+    """Yield duplicates, and what lies on both sides of a split: patients, images, near-duplicates.
+
+    A pair across a split is told as a leak only; images of one patient that are alike only as the patient's.
+
+    Args:
+        cases: all cases of the set.
+        folds: for each fold, the names of the cases in each of its parts.
+    """
+    sides = _sides(folds)
+    patients = list(_patient_leaks(cases, sides))
+    yield from patients
+    told: set[frozenset[str]] = set()
+    for first, second in _same(cases, "image_digest"):
+        told.add(frozenset((first.name, second.name)))
+        across = _across(first, second, sides)
+        kind = "image_leak" if across else "duplicate_image"
+        yield Finding(second.name, kind, f"the same image as {first.name}" + (f" ({across})" if across else ""))
+    for first, second in _same(cases, "label_digest"):
+        if frozenset((first.name, second.name)) not in told:
+            yield Finding(second.name, "duplicate_label", f"the same label as {first.name}")
+    for first, second, correlation in _nearly_same(cases):
+        across = _across(first, second, sides)
+        if across and frozenset((first.name, second.name)) not in told and first.patient != second.patient:
+            evidence = f"correlates {correlation:.4f} with {first.name} ({across})"
+            yield Finding(second.name, "near_duplicate_leak", evidence)
+
+
+def _sides(folds: Sequence[Fold]) -> dict[str, list[str | None]]:
+    """Return for each case the part it is in, fold by fold."""
+    names = {name for fold in folds for part in fold.values() for name in part}
+    return {
+        name: [next((part for part, members in fold.items() if name in members), None) for fold in _as_sets(folds)]
+        for name in names
+    }
+
+
+def _as_sets(folds: Sequence[Fold]) -> list[dict[str, set[str]]]:
+    """Return the folds with sets of names."""
+    return [{part: set(names) for part, names in fold.items()} for fold in folds]
+
+
+def _across(first: Case, second: Case, sides: Mapping[str, Sequence[str | None]]) -> str | None:
+    """Return where two cases are on two sides of a split, or None."""
+    for fold, (a, b) in enumerate(zip(sides.get(first.name, []), sides.get(second.name, []), strict=False)):
+        if a is not None and b is not None and a != b:
+            return f"fold {fold}: {second.name} in {b}, {first.name} in {a}"
+    return None
+
+
+def _patient_leaks(cases: Sequence[Case], sides: Mapping[str, Sequence[str | None]]) -> Iterator[Finding]:
+    """Yield one finding for each patient with cases on two sides."""
+    of_patient: dict[str, list[Case]] = {}
+    for case in cases:
+        of_patient.setdefault(case.patient, []).append(case)
+    for patient, members in of_patient.items():
+        for first, second in itertools.combinations(members, 2):
+            if across := _across(first, second, sides):
+                yield Finding(second.name, "patient_leak", f"patient {patient}: {across}")
+                break
+
+
+def _same(cases: Sequence[Case], attribute: str) -> Iterator[tuple[Case, Case]]:
+    """Yield the first case and each later one whose digests are equal."""
+    first_with: dict[Any, Case] = {}
+    for case in cases:
+        digest = getattr(case, attribute)
+        if digest is None:
+            continue
+        if digest in first_with:
+            yield first_with[digest], case
+        first_with.setdefault(digest, case)
+
+
+def _nearly_same(cases: Sequence[Case]) -> Iterator[tuple[Case, Case, float]]:
+    """Yield the pairs of cases whose images correlate, in any of eight flips, with the correlation."""
+    by_shape: dict[tuple[int, ...], list[Case]] = {}
+    for case in cases:
+        if case.descriptor is not None:
+            by_shape.setdefault(case.descriptor.shape, []).append(case)
+    for members in by_shape.values():
+        best = _correlations(np.stack([case.descriptor for case in members if case.descriptor is not None]))
+        for a, b in np.argwhere(np.triu(best, 1) > NEARLY_SAME):
+            yield members[a], members[b], float(best[a, b])
+
+
+def _correlations(descriptors: NDArray[np.float16]) -> NDArray[np.float32]:
+    """Return the largest correlation over flips of each pair of descriptors (N, X, Y, Z) with mean 0 and length 1."""
+    count = len(descriptors)
+    flat = descriptors.reshape(count, -1).astype(np.float32)
+    best = np.full((count, count), -1, np.float32)
+    for flip in FLIPS:
+        turned = descriptors[:, :: flip[0], :: flip[1], :: flip[2]].reshape(count, -1).astype(np.float32)
+        np.maximum(best, flat @ turned.T, out=best)
+    return best
