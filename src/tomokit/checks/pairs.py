@@ -26,22 +26,27 @@ def compare_pairs(cases: Sequence[Case], folds: Sequence[Fold]) -> Iterator[Find
         folds: for each fold, the names of the cases in each of its parts.
     """
     sides = _sides(folds)
-    patients = list(_patient_leaks(cases, sides))
-    yield from patients
+    yield from _patient_leaks(cases, sides)
     told: set[frozenset[str]] = set()
     for first, second in _same(cases, "image_digest"):
         told.add(frozenset((first.name, second.name)))
         across = _across(first, second, sides)
         kind = "image_leak" if across else "duplicate_image"
-        yield Finding(second.name, kind, f"the same image as {first.name}" + (f" ({across})" if across else ""))
+        yield from _both(first, second, kind, "the same image as {}" + (f" ({across})" if across else ""))
     for first, second in _same(cases, "label_digest"):
         if frozenset((first.name, second.name)) not in told:
-            yield Finding(second.name, "duplicate_label", f"the same label as {first.name}")
+            yield from _both(first, second, "duplicate_label", "the same label as {}")
     for first, second, correlation in _nearly_same(cases):
         across = _across(first, second, sides)
         if across and frozenset((first.name, second.name)) not in told and first.patient != second.patient:
-            evidence = f"correlates {correlation:.4f} with {first.name} ({across})"
-            yield Finding(second.name, "near_duplicate_leak", evidence)
+            evidence = f"its image correlates {correlation:.4f} with that of " + "{}" + f" ({across})"
+            yield from _both(first, second, "near_duplicate_leak", evidence)
+
+
+def _both(first: Case, second: Case, kind: str, evidence: str) -> Iterator[Finding]:
+    """Yield a finding for each case of a pair, since which of them is wrong can't be known."""
+    yield Finding(first.name, kind, evidence.replace("{}", second.name))
+    yield Finding(second.name, kind, evidence.replace("{}", first.name))
 
 
 def _sides(folds: Sequence[Fold]) -> dict[str, list[str | None]]:
@@ -67,14 +72,14 @@ def _across(first: Case, second: Case, sides: Mapping[str, Sequence[str | None]]
 
 
 def _patient_leaks(cases: Sequence[Case], sides: Mapping[str, Sequence[str | None]]) -> Iterator[Finding]:
-    """Yield one finding for each patient with cases on two sides."""
+    """Yield the first two cases of each patient who is on two sides."""
     of_patient: dict[str, list[Case]] = {}
     for case in cases:
         of_patient.setdefault(case.patient, []).append(case)
     for patient, members in of_patient.items():
         for first, second in itertools.combinations(members, 2):
             if across := _across(first, second, sides):
-                yield Finding(second.name, "patient_leak", f"patient {patient}: {across}")
+                yield from _both(first, second, "patient_leak", f"patient {patient}, as in " + "{}" + f" ({across})")
                 break
 
 
