@@ -14,7 +14,7 @@ import yaml
 from monai.bundle import ConfigWorkflow
 
 from tomokit import configs
-from tomokit.config_rules import Merged, Source, merge
+from tomokit.config_rules import Merged, Source, flip_findings, merge
 from tomokit.errors import TomokitError
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")
@@ -418,3 +418,25 @@ def test_command_line_stops_with_one_line(bundle: Path) -> None:
     assert "Traceback" not in output
     lines = [line for line in output.splitlines() if "epochz" in line]
     assert lines == ["error: command line: `epochz` is read by nothing; did you mean `epochs`?"]
+
+
+@pytest.mark.parametrize(
+    ("transform", "flips"),
+    [
+        ({"_target_": "RandFlipd", "keys": "image", "spatial_axis": 0}, True),
+        ({"_target_": "RandFlipd", "keys": "image"}, True),
+        ({"_target_": "monai.transforms.Flipd", "keys": "image", "spatial_axis": [0, 1]}, True),
+        ({"_target_": "RandAxisFlipd", "keys": "image"}, True),
+        ({"_target_": "RandFlipd", "keys": "image", "spatial_axis": 1}, False),
+        ({"_target_": "RandFlipd", "keys": "image", "spatial_axis": [1, 2]}, False),
+        ({"_target_": "RandZoomd", "keys": "image"}, False),
+    ],
+)
+def test_left_right_flips_are_refused_for_labels_of_one_side(transform, flips):
+    for name, lateral in (("left kidney", True), ("kidney", False)):
+        config = {"labels": {"0": "background", "1": name}, "augmentation": {"transforms": [transform]}}
+        found = flip_findings(config, merge([Source("train.yaml", config)]))
+        assert len(found) == (flips and lateral)
+        for finding in found:
+            assert "`augmentation::transforms::0` flips left to right, but 'left kidney'" in finding.message
+            assert finding.file == "train.yaml"

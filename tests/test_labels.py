@@ -1,7 +1,7 @@
 import pytest
 
 from tomokit.errors import TomokitError
-from tomokit.labels import check_label_map, foreground
+from tomokit.labels import check_label_map, foreground, lateral_names
 
 
 def test_text_and_number_keys_in_any_order():
@@ -47,3 +47,8 @@ def test_all_problems_are_shown_together():
         foreground({"0": "background", "2": "", "3": "liver", "4": "liver"})
     for part in ("[0, 2, 3, 4]", "not empty, got ''", "'liver' is used 2 times"):
         assert part in str(caught.value)
+
+
+def test_names_of_one_side_are_known():
+    names = ["background", "kidney_left", "Right lung", "L hippocampus", "lung-r", "liver", "upright", "cleft", "colon"]
+    assert lateral_names({str(value): name for value, name in enumerate(names)}) == names[1:5]

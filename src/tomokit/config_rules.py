@@ -6,6 +6,7 @@ import importlib
 import inspect
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser
 from monai.bundle.properties import InferProperties, TrainProperties
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import MERGE_KEY, merge_kv
+
+from tomokit.labels import lateral_names
 
 SEPARATOR = "::"
 OVERRIDES = "command line"
@@ -496,6 +499,7 @@ STANDARD_VALUES: dict[str, tuple[Callable[[Any], Any], float, float, str]] = {
     "weight_decay": (_number, 0, math.inf, "a number of at least 0"),
     "dropout": (_number, 0, math.nextafter(1.0, 0.0), "a number from 0 up to, but not including, 1"),
 }
+_FLIP = re.compile(r"^(Rand)?(Axis)?Flip(d|D|Dict)?$")
 _TEXTS = ("dataset_dir", "split", "run_dir", "output_dir")
 
 
@@ -544,6 +548,28 @@ def _same(left: Any, right: Any) -> bool:
     return type(left) is type(right) and bool(left == right)
 
 
+def flip_findings(config: dict[str, Any], merged: Merged) -> list[Finding]:
+    """Return the flips from left to right in a config whose labels tell left from right.
+
+    After orientation to RAS, the first spatial axis runs from left to right; MONAI flips all axes by default.
+    """
+    labels = config.get("labels")
+    names = lateral_names(labels) if isinstance(labels, dict) and all(map(is_text, labels.values())) else []
+    findings = []
+    for identifier, block in walk(config) if names else ():
+        target = block.get("_target_") if is_component(block) else None
+        if not isinstance(target, str) or not _FLIP.match(target.rpartition(".")[2]):
+            continue
+        axes = None if "AxisFlip" in target else block.get("spatial_axis")
+        if axes is None or 0 in (axes if isinstance(axes, list) else [axes]):
+            text = (
+                f"`{identifier}` flips left to right, but {names[0]!r} in `labels` is of one side; remove it, or set "
+                "`spatial_axis` to 1 or 2 (RandFlipd)"
+            )
+            findings.append(Finding(merged.file_of(identifier), identifier, "flip", text))
+    return findings
+
+
 def shared_findings(
     config: dict[str, Any],
     merged: Merged,
@@ -561,4 +587,5 @@ def shared_findings(
         *reference_findings(config, merged),
         *component_findings(config, merged, locator, may_import),
         *standard_values(config, merged)[1],
+        *flip_findings(config, merged),
     ]

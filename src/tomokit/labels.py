@@ -1,8 +1,11 @@
 """The label map of a segmentation: which voxel value means which structure."""
 
+import re
 from collections.abc import Mapping
 
 from tomokit.errors import raise_problems
+
+LEFT_OR_RIGHT = re.compile(r"(^|[^a-z])(left|right|sinistr[a-z]*|dext(er|r[a-z]*)|[lr])($|[^a-z])")
 
 
 def check_label_map(labels: Mapping[str, str] | Mapping[int, str]) -> dict[int, str]:
@@ -36,6 +39,11 @@ def foreground(labels: Mapping[str, str] | Mapping[int, str]) -> dict[int, str]:
         TomokitError: when the label map is wrong, as in `check_label_map`.
     """
     return {value: name for value, name in check_label_map(labels).items() if value != 0}
+
+
+def lateral_names(labels: Mapping[str, str] | Mapping[int, str]) -> list[str]:
+    """Return the names of a label map that tell left from right, such as "kidney_left" or "L kidney"."""
+    return [name for name in labels.values() if LEFT_OR_RIGHT.search(name.lower())]
 
 
 def _value_problems(names: Mapping[int, str]) -> list[str]:

@@ -31,22 +31,22 @@ def compare_pairs(cases: Sequence[Case], folds: Sequence[Fold]) -> Iterator[Find
     for first, second in _same(cases, "image_digest"):
         told.add(frozenset((first.name, second.name)))
         across = _across(first, second, sides)
-        kind = "image_leak" if across else "duplicate_image"
-        yield from _both(first, second, kind, "the same image as {}" + (f" ({across})" if across else ""))
+        yield from _both(first, second, "image_leak" if across else "duplicate_image", "the same image as", across)
     for first, second in _same(cases, "label_digest"):
         if frozenset((first.name, second.name)) not in told:
-            yield from _both(first, second, "duplicate_label", "the same label as {}")
+            yield from _both(first, second, "duplicate_label", "the same label as")
     for first, second, correlation in _nearly_same(cases):
         across = _across(first, second, sides)
         if across and frozenset((first.name, second.name)) not in told and first.patient != second.patient:
-            evidence = f"its image correlates {correlation:.4f} with that of " + "{}" + f" ({across})"
-            yield from _both(first, second, "near_duplicate_leak", evidence)
+            told_first = f"its image correlates {correlation:.4f} with that of"
+            yield from _both(first, second, "near_duplicate_leak", told_first, across)
 
 
-def _both(first: Case, second: Case, kind: str, evidence: str) -> Iterator[Finding]:
+def _both(first: Case, second: Case, kind: str, evidence: str, across: str | None = None) -> Iterator[Finding]:
     """Yield a finding for each case of a pair, since which of them is wrong can't be known."""
-    yield Finding(first.name, kind, evidence.replace("{}", second.name))
-    yield Finding(second.name, kind, evidence.replace("{}", first.name))
+    place = f" ({across})" if across else ""
+    yield Finding(first.name, kind, f"{evidence} {second.name}{place}")
+    yield Finding(second.name, kind, f"{evidence} {first.name}{place}")
 
 
 def _sides(folds: Sequence[Fold]) -> dict[str, list[str | None]]:
@@ -79,7 +79,7 @@ def _patient_leaks(cases: Sequence[Case], sides: Mapping[str, Sequence[str | Non
     for patient, members in of_patient.items():
         for first, second in itertools.combinations(members, 2):
             if across := _across(first, second, sides):
-                yield from _both(first, second, "patient_leak", f"patient {patient}, as in " + "{}" + f" ({across})")
+                yield from _both(first, second, "patient_leak", f"the same patient {patient} as", across)
                 break
 
 

@@ -1,7 +1,6 @@
 """What only shows beside the other cases: domains, missing classes, stray pieces, labels that don't fit, records."""
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 
 from tomokit.checks.cases import Case
 from tomokit.checks.findings import Finding
+from tomokit.labels import lateral_names
 
 FEWEST_CASES = 5  # below, nothing is said of what is usual in a set
 USUAL_SHARE = 0.95
@@ -19,7 +19,6 @@ MIRRORED_BETTER = 1.15  # times the information; the most seen on sound phantoms
 MOVED_BETTER = 1.02
 FAR, VERY_FAR = 3.0, 5.0  # robust standard deviations
 SMALLEST_SPREAD = 0.05  # of the logarithm of the information
-LEFT_OR_RIGHT = re.compile(r"(^|[^a-z])(left|right|sinistr\w*|dextr\w*|[lr](?=$|[^a-z]))($|[^a-z])")
 UNIT_DECADES = 0.8  # a factor of ten, less what values vary
 FEWEST_VALUES = 8
 
@@ -214,11 +213,6 @@ def _lateral_labels(labels: Mapping[str, str]) -> Iterator[Finding]:
     names = lateral_names(labels)
     if names:
         yield Finding(None, "lateral_labels", f"labels of one side: {', '.join(names[:10])}")
-
-
-def lateral_names(labels: Mapping[str, str]) -> list[str]:
-    """Return the names of a label map that tell left from right, such as "kidney_left" or "L kidney"."""
-    return [name for name in labels.values() if LEFT_OR_RIGHT.search(name.lower())]
 
 
 # Clinical records
