@@ -8,6 +8,7 @@ size bears it out, so that a damaged one can't ask for more memory than the file
 import contextlib
 import gzip
 import logging
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -33,6 +34,7 @@ LARGEST_BYTES = 8 << 30  # 2048 × 2048 × 1024 voxels of int16
 DEFLATE_RATIO = 1032  # the most that deflate shrinks
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 READ_CHUNK = 1 << 20
+LARGEST_TEXT_HEADER = 1 << 16
 
 
 class Header(NamedTuple):
@@ -194,11 +196,12 @@ def _nifti_header(path: Path) -> Header:
     dtype = image.get_data_dtype()
     _check_kind(path, dtype)
     scaled = _is_scaled(image)
-    header = type(image.header).from_fileobj(_open(path), check=False)
+    with _open(path) as stream:
+        header = type(image.header).from_fileobj(stream, check=False)
     x, y, z = (float(size) for size in header["pixdim"][1:4])
     shape = tuple(int(length) for length in image.shape)
     unit = image.header.get_xyzt_units()[0]
-    return Header(shape, check_named(path, image.affine), np.dtype(np.float32) if scaled else dtype, (x, y, z), unit)
+    return Header(shape, _check_affine(path, image.affine), np.dtype(np.float32) if scaled else dtype, (x, y, z), unit)
 
 
 def _nifti_array(path: Path, header: Header) -> NDArray[Any]:
@@ -206,8 +209,10 @@ def _nifti_array(path: Path, header: Header) -> NDArray[Any]:
     kind = type(nibabel.load(path))
     with _open(path) as stream:
         image = kind.from_stream(stream)
-        proxy = image.dataobj
-        array = proxy.get_scaled(np.float32) if _is_scaled(image) else np.asarray(proxy.get_unscaled())
+        if _is_scaled(image):
+            array = image.get_fdata(dtype=np.float32, caching="unchanged")
+        else:
+            array = np.asarray(image.dataobj.get_unscaled())
         while stream.read(READ_CHUNK):
             pass
     return array
@@ -223,7 +228,7 @@ def _open(path: Path) -> Any:
     return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
 
 
-def check_named(path: Path, affine: ArrayLike) -> NDArray[np.float64]:
+def _check_affine(path: Path, affine: ArrayLike) -> NDArray[np.float64]:
     """Return the affine as `check_affine` does, its error led by the file."""
     try:
         return check_affine(affine)
@@ -261,7 +266,7 @@ def _itk_header(path: Path) -> Header:
     affine[:3, :3] = direction * (*reader.GetSpacing(), 1.0)[:3]
     affine[:3, 3] = (*reader.GetOrigin(), 0.0)[:3]
     shape = tuple(map(int, size)) + ((channels,) if channels > 1 else ())
-    return Header(shape, check_named(path, LPS_TO_RAS @ affine), np.dtype(dtype))
+    return Header(shape, _check_affine(path, LPS_TO_RAS @ affine), np.dtype(dtype))
 
 
 def _itk_array(path: Path, header: Header) -> NDArray[Any]:
@@ -274,19 +279,21 @@ def _itk_array(path: Path, header: Header) -> NDArray[Any]:
 
 
 def _voxel_files(path: Path) -> list[Path]:
-    """Return the files that hold a volume's voxels: the file itself, or the data file that a text header names.
+    """Return the files that hold a volume's voxels: the file itself, or the data file that its text header names.
 
     Raises:
-        TomokitError: when the named file is absent, or lies outside the header's folder.
+        TomokitError: when the named file is absent, lies outside the header's folder, or is one of several.
     """
-    key = {".mhd": "elementdatafile", ".mha": "elementdatafile", ".nhdr": "data file", ".nrrd": "data file"}.get(
-        suffix_of(path)
-    )
-    if key is None:
+    if suffix_of(path) not in ITK:
         return [path]
-    name = _named_data_file(path, key)
-    if name is None:
+    with path.open("rb") as file:
+        start = file.read(LARGEST_TEXT_HEADER)
+    named = _DATA_FILE.search(re.split(rb"\r?\n\r?\n", start, maxsplit=1)[0])
+    name = named[1].decode("utf-8", "replace") if named else "LOCAL"
+    if name.upper() == "LOCAL":
         return [path]
+    if name.upper().startswith("LIST") or "%" in name:
+        raise TomokitError(f"{path} spreads its voxels over several files ({name}); store one data file")
     target = (path.parent / name).resolve()
     if path.parent.resolve() not in target.parents:
         raise TomokitError(f"{path} points to {name}, outside its own folder; keep header and data together")
@@ -295,27 +302,8 @@ def _voxel_files(path: Path) -> list[Path]:
     return [target]
 
 
-def _named_data_file(path: Path, key: str) -> str | None:
-    """Return the data file that a MetaImage or NRRD header names, or None when the voxels follow the header."""
-    with path.open("rb") as file:
-        text = file.read(1 << 16)
-    for line in text.splitlines():
-        name, mark, value = line.replace(b":=", b"=").partition(b":" if b":" in line and b"=" not in line else b"=")
-        if mark and name.strip().lower().replace(b"datafile", b"data file") in (
-            key.encode(),
-            key.encode().replace(b"datafile", b"data file"),
-        ):
-            told = value.strip().decode("utf-8", "replace")
-            if told.upper() in ("LOCAL", "LIST") or told.upper().startswith("LIST ") or "%" in told:
-                if told.upper() == "LOCAL":
-                    return None
-                raise TomokitError(f"{path} spreads its voxels over several files ({told}); store one data file")
-            return told
-        if not line.strip():
-            return None  # NRRD's header ends with an empty line
-    return None
-
-
+# MetaImage's and NRRD's way to name a file with the voxels
+_DATA_FILE = re.compile(rb"^[ \t]*(?:ElementDataFile[ \t]*=|data[ ]?file[ \t]*:)[ \t]*(.+?)[ \t\r]*$", re.I | re.M)
 _ITK_TYPES = {
     sitk.sitkUInt8: np.uint8,
     sitk.sitkInt8: np.int8,
@@ -350,16 +338,18 @@ def _picture_header(path: Path) -> Header:
     """Return a picture's size as one axial slice, columns to the patient's left, rows to the back."""
     with Image.open(path) as picture:
         width, height = picture.size
-        deep = picture.mode.startswith(("I", "F"))
-    affine = LPS_TO_RAS.copy()
-    return Header((width, height, 1), affine, np.dtype(np.int32 if deep else np.uint8))
+        dtype = _DEEP_MODES.get(picture.mode, np.uint8)
+    return Header((width, height, 1), LPS_TO_RAS.copy(), np.dtype(dtype))
 
 
 def _picture_array(path: Path, header: Header) -> NDArray[Any]:
     """Return the grey values of a picture as (X, Y, 1)."""
     with Image.open(path) as picture:
-        grey = picture if picture.mode.startswith(("I", "F")) else picture.convert("L")
+        grey = picture if picture.mode in _DEEP_MODES else picture.convert("L")
         return np.asarray(grey).T[:, :, None]
+
+
+_DEEP_MODES = {"I;16": np.uint16, "I;16B": np.uint16, "I": np.int32, "F": np.float32}  # Pillow's
 
 
 _READERS: dict[str, Any] = {
