@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tomokit.bundles import find_bundle
-from tomokit.datasets import get_dataset
+from tomokit.catalogue import get_dataset
 from tomokit.files import write_json
 from tomokit.runs import describe_environment, peak_memory_gb
 

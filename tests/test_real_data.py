@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from bundle_runs import SMALL_UNET, config, follow
 
+from tomokit.catalogue import get_dataset
 from tomokit.checks import check_cases
-from tomokit.datasets import get_dataset, select_cases
+from tomokit.datasets import select_cases
 
 pytestmark = pytest.mark.mirror
 LABELS = {"0": "background", "1": "anterior", "2": "posterior"}

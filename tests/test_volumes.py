@@ -186,3 +186,21 @@ def test_a_text_header_may_only_name_a_file_beside_it(tmp_path, array):
         read_header(write_metaimage(folder, "slice%03d.raw 1 5 1"))
     with pytest.raises(TomokitError, match=r"its header gives \(7000, 6000, 5000\) voxels|more than any scan"):
         read_header(write_metaimage(folder, "a.raw", "7000 6000 5000"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("NDims", "99999999999 = True", "its header has `ndims` '99999999999 = True'"),
+        ("DimSize", "7 6 5 4 3 2", "its header has `dimsize` '7 6 5 4 3 2'"),
+        ("ElementSpacing", "1 one 1", "its header has `elementspacing` '1 one 1'"),
+        ("Comment", "[" * 5000, "its header has a line of 5010 bytes"),
+    ],
+)
+def test_a_text_header_that_itk_would_crash_on_is_refused(tmp_path, array, field, value, message):
+    path = write_metaimage(tmp_path, "a.raw")
+    (tmp_path / "a.raw").write_bytes(array.tobytes())
+    lines = [line for line in path.read_text().splitlines() if not line.startswith(field)]
+    path.write_text("\n".join([*lines[:1], f"{field} = {value}", *lines[1:]]))
+    with pytest.raises(TomokitError, match=re.escape(message)):
+        read_header(path)

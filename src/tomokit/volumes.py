@@ -35,6 +35,7 @@ DEFLATE_RATIO = 1032  # the most that deflate shrinks
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 READ_CHUNK = 1 << 20
 LARGEST_TEXT_HEADER = 1 << 16
+LONGEST_LINE = 1024  # bytes of a field in a text header
 
 
 class Header(NamedTuple):
@@ -286,10 +287,8 @@ def _voxel_files(path: Path) -> list[Path]:
     """
     if suffix_of(path) not in ITK:
         return [path]
-    with path.open("rb") as file:
-        start = file.read(LARGEST_TEXT_HEADER)
-    named = _DATA_FILE.search(re.split(rb"\r?\n\r?\n", start, maxsplit=1)[0])
-    name = named[1].decode("utf-8", "replace") if named else "LOCAL"
+    fields = _read_text_header(path)
+    name = fields.get("elementdatafile") or fields.get("data file") or fields.get("datafile") or "LOCAL"
     if name.upper() == "LOCAL":
         return [path]
     if name.upper().startswith("LIST") or "%" in name:
@@ -302,8 +301,48 @@ def _voxel_files(path: Path) -> list[Path]:
     return [target]
 
 
-# MetaImage's and NRRD's way to name a file with the voxels
-_DATA_FILE = re.compile(rb"^[ \t]*(?:ElementDataFile[ \t]*=|data[ ]?file[ \t]*:)[ \t]*(.+?)[ \t\r]*$", re.I | re.M)
+def _read_text_header(path: Path) -> dict[str, str]:
+    """Return the fields of a MetaImage or NRRD header, names in lower case, once ITK can be trusted with it.
+
+    Raises:
+        TomokitError: when a field that holds numbers holds something else, or more of them than there are axes, or
+            a line is longer than any field; ITK's readers were seen to crash on such headers.
+    """
+    with path.open("rb") as file:
+        start = file.read(LARGEST_TEXT_HEADER)
+    fields: dict[str, str] = {}
+    for line in start.splitlines():
+        field = _FIELD.match(line)
+        if not line.strip() or "elementdatafile" in fields:
+            break  # the header ends here, the voxels begin
+        if len(line) > LONGEST_LINE and b":=" not in line:
+            raise TomokitError(
+                f"{path} can't be read: its header has a line of {len(line)} bytes; restore or remove the file"
+            )
+        if field is not None:
+            name, value = (part.decode("utf-8", "replace").strip() for part in field.groups())
+            fields[name.lower()] = value
+    for name, most in _NUMBERS.items():
+        numbers = re.sub(r"[(),]|\bnone\b", " ", fields.get(name, "")).split()
+        if len(numbers) > most or not all(map(_NUMBER.fullmatch, numbers)):
+            shown = fields[name][:60]
+            raise TomokitError(f"{path} can't be read: its header has `{name}` {shown!r}; restore or remove the file")
+    return fields
+
+
+_FIELD = re.compile(rb"([A-Za-z][A-Za-z ]*?)[ \t]*(?:=|:(?!=))(.*)")
+_NUMBER = re.compile(r"[+-]?(\d{1,10}(\.\d{0,20})?|\.\d{1,20})([eE][+-]?\d{1,3})?|nan", re.I)
+# Fields of a MetaImage and an NRRD header that hold numbers, and how many at most (four axes).
+_NUMBERS = {
+    **dict.fromkeys(("ndims", "headersize", "elementnumberofchannels", "dimension", "space dimension"), 1),
+    **dict.fromkeys(("byte skip", "line skip", "byteskip", "lineskip"), 1),
+    **dict.fromkeys(("dimsize", "elementspacing", "elementsize", "offset", "position", "origin"), 4),
+    **dict.fromkeys(("centerofrotation", "sizes", "spacings", "thicknesses", "space origin"), 4),
+    **dict.fromkeys(("axis mins", "axismins", "axis maxs", "axismaxs"), 4),
+    **dict.fromkeys(("transformmatrix", "rotation", "orientation", "space directions", "measurement frame"), 16),
+}
+
+
 _ITK_TYPES = {
     sitk.sitkUInt8: np.uint8,
     sitk.sitkInt8: np.int8,
