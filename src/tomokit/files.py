@@ -90,10 +90,11 @@ def _remove(path: Path) -> None:
 
 def _explain(path: Path, error: OSError) -> str:
     """Say which file could not be written, why, and what to do."""
+    again = "then run the same command again (a training run: with `--resume true`)"
     advice = {
-        errno.ENOSPC: "the disk is full; free some space, then run the same command again (a training run: with `--resume true`)",
-        errno.EDQUOT: "the disk quota is used up; free some space, then run the same command again (a training run: with `--resume true`)",
-        errno.EFBIG: "the file would pass the size limit; raise it, then run the same command again (a training run: with `--resume true`)",
+        errno.ENOSPC: f"the disk is full; free some space, {again}",
+        errno.EDQUOT: f"the disk quota is used up; free some space, {again}",
+        errno.EFBIG: f"the file would pass the size limit; raise it, {again}",
         errno.EACCES: "no permission; choose another `run_dir` or change the folder's rights",
         errno.EROFS: "the file system is read-only; choose another `run_dir`",
         errno.ENOTDIR: "a part of this path is a file, not a folder; choose another path",
