@@ -3,11 +3,9 @@ import re
 
 import pytest
 
-from tomokit import phantoms
 from tomokit.datasets import (
     case_name,
     find_dataset,
-    get_dataset,
     images_of,
     read_description,
     read_entries,
@@ -34,7 +32,9 @@ def test_a_set_is_found_by_folder_by_name_and_under_the_variable(tmp_path, monke
     assert find_dataset("mine") == find_dataset(folder) == folder.resolve()
     with pytest.raises(TomokitError, match=r"no data set 'other'.*tomokit data get other --from FOLDER"):
         find_dataset("other")
-    with pytest.raises(TomokitError, match=r"get it with `tomokit data get phantom-ct`$"):
+    with pytest.raises(
+        TomokitError, match=r"get it with `tomokit data get phantom-ct` if `tomokit data list` names it"
+    ):
         find_dataset("phantom-ct")
 
 
@@ -164,69 +164,6 @@ def test_a_patient_on_two_sides_is_refused(tmp_path):
     folder = write_set(tmp_path, make_items(3, patient="same"))
     with pytest.raises(TomokitError, match="patient same is in training and in test"):
         select_cases(folder, "splits.json", 0, training=["c0"], validation=[], test=["c1"])
-
-
-def test_a_phantom_set_is_made_once(tmp_path, monkeypatch):
-    monkeypatch.setenv("TOMOKIT_DATA", str(tmp_path))
-    monkeypatch.setattr(
-        "tomokit.datasets.PHANTOMS",
-        {
-            "phantom-small": (
-                lambda to, modality: phantoms.make_segmentation_set(
-                    to, modality, cases=4, test_cases=1, size=16, progress=False
-                ),
-                "MRI",
-            )
-        },
-    )
-    folder = get_dataset("phantom-small")
-    stamp = (folder / "dataset.json").stat().st_mtime_ns
-    assert get_dataset("phantom-small") == folder
-    assert (folder / "dataset.json").stat().st_mtime_ns == stamp
-    assert len(read_entries(folder)) == 4
-
-
-def test_a_local_set_is_copied_whole_with_its_folds(tmp_path, monkeypatch):
-    source = write_set(tmp_path / "mirror" / "task", make_items(20))
-    (source / "imagesTr").mkdir()
-    (source / "imagesTr" / "c0.nii.gz").write_bytes(b"x")
-    monkeypatch.setenv("TOMOKIT_DATA", str(tmp_path / "sets"))
-    folder = get_dataset("task", source=tmp_path / "mirror")
-    assert folder == tmp_path / "sets" / "task" and (folder / "imagesTr" / "c0.nii.gz").read_bytes() == b"x"
-    folds = json.loads((folder / "splits.json").read_text())["folds"]
-    assert len(folds) == 5 and sorted(sum((fold["test"] for fold in folds), [])) == sorted(f"c{i}" for i in range(20))
-    assert not list(folder.parent.glob(".partial*")) and not (source / "splits.json").exists()
-
-
-@pytest.mark.parametrize(("training", "test"), [(4, 0), (6, 1), (6, 0)])
-def test_folds_are_written_only_where_they_can_be_and_do_no_harm(tmp_path, training, test):
-    items = make_items(training + test)
-    source = write_set(tmp_path / "task", items[:training], items[training:])
-    folder = get_dataset("task", tmp_path / "copy", source)
-    assert (folder / "splits.json").exists() == ((training, test) == (6, 0))
-    assert len(select_cases(folder, "splits.json", 0)["training"]) > 1
-
-
-def test_a_malformed_set_is_not_copied(tmp_path):
-    source = write_set(tmp_path / "task", [{"image": None, "label": 1}])
-    with pytest.raises(TomokitError, match=r"`image` must be .* got None"):
-        get_dataset("task", tmp_path / "copy", source)
-    assert [path.name for path in tmp_path.iterdir()] == ["task"]
-
-
-def test_a_folder_that_holds_a_set_is_that_set(tmp_path, monkeypatch):
-    monkeypatch.setenv("TOMOKIT_DATA", str(tmp_path / "sets"))
-    monkeypatch.chdir(tmp_path)
-    folder = write_set(tmp_path / "some" / "folder", make_items(1))
-    assert get_dataset("some/folder") == get_dataset(str(folder)) == find_dataset("some/folder") == folder
-
-
-def test_getting_what_is_not_there_says_where_to_look(tmp_path, monkeypatch):
-    monkeypatch.setenv("TOMOKIT_DATA", str(tmp_path))
-    with pytest.raises(TomokitError, match=r"'task' is not a phantom \(phantom-ct, .*--from FOLDER"):
-        get_dataset("task")
-    with pytest.raises(TomokitError, match=r"neither .*nowhere/task nor .*nowhere has a dataset\.json"):
-        get_dataset("task", source=tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(("image", "name"), [("a/b.c.nii.gz", "b.c"), (["x_0.nii", "x_1.nii"], "x_0"), ("s.mha", "s")])

@@ -13,25 +13,116 @@ app.add_typer(data_app, name="data")
 
 
 @data_app.command("list")
-def list_data() -> None:
-    """List the data sets that can be made or are already there."""
-    from tomokit.datasets import PHANTOMS, data_root
+def list_data(
+    name: Annotated[str | None, typer.Argument(help="A set of which to print all that is known.")] = None,
+) -> None:
+    """List the public data sets and your own: what they are, their licence, where they come from."""
+    from tomokit.catalogue import print_catalogue, print_dataset
 
-    there = {folder.parent.name for folder in data_root().glob("*/dataset.json")}
-    for name in sorted({*PHANTOMS, *there}):
-        typer.echo(f"{name:24} {data_root() / name if name in there else 'made by: tomokit data get ' + name}")
+    if name:
+        print_dataset(name)
+    else:
+        print_catalogue()
 
 
 @data_app.command("get")
 def get_data(
-    name: Annotated[str, typer.Argument(help="A phantom set's name, or the name of a set that --from holds.")],
+    name: Annotated[str, typer.Argument(help="A name of `tomokit data list`, or of a set that --from holds.")],
     to: Annotated[Path | None, typer.Option(help="The folder to put it in (default: data/sets/NAME).")] = None,
-    source: Annotated[Path | None, typer.Option("--from", help="A folder that holds the set.")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="A folder that holds the set or its download, instead of the network.")
+    ] = None,
 ) -> None:
-    """Make a phantom set, or copy a set from a local folder, with its splits."""
-    from tomokit.datasets import get_dataset
+    """Make a phantom set, or download a set or take it from a local folder: verified, with its splits."""
+    from tomokit.catalogue import get_dataset
 
     typer.echo(get_dataset(name, to, source))
+
+
+@app.command()
+def split(
+    data: Annotated[str, typer.Argument(help="A data set's name, or a folder that holds a dataset.json.")],
+    folds: Annotated[int, typer.Option(help="Folds for cross-validation; 1 is one split, 6:2:2.", min=1)] = 1,
+    nnunet: Annotated[bool, typer.Option("--nnunet", help="nnU-Net's own five folds, by name.")] = False,
+    seed: Annotated[int, typer.Option(help="Another seed draws another split.", min=0)] = 0,
+    robustness: Annotated[
+        list[str] | None, typer.Option(help="A `group` to set apart for a robustness test; repeat it for several.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The file (default: splits.json of the data set).")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Draw a split by patient, stratified by class or label volume, and write it down with its seed."""
+    from rich.console import Console
+
+    from tomokit.datasets import find_dataset, read_sections
+    from tomokit.splits import make_split, print_split, write_split
+
+    folder = find_dataset(data)
+    path = out or folder / "splits.json"
+    if path.exists() and not overwrite:
+        raise TomokitError(f"{path} is there already; give another --out, or --overwrite if no run needs it any more")
+    sections = read_sections(folder)
+    entries = [entry for section in sections.values() for entry in section]
+    console = Console(markup=False, highlight=False)
+    drawn, volumes_ml = make_split(sections, folds, nnunet, seed, robustness or [], console)
+    write_split(path, drawn, entries)
+    print_split(drawn, entries, volumes_ml, console)
+    console.print(f"written: {path}", soft_wrap=True)
+
+
+@app.command()
+def check(
+    dataset: Annotated[str, typer.Argument(help="A folder with a dataset.json, or a data set's name.")],
+    json: Annotated[Path | None, typer.Option(help="Write the findings to this file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with a picture of every case to this file.")] = None,
+) -> None:
+    """Find what is wrong with a data set: exit 0 clean or warnings only, 1 with errors, 2 when it can't be used."""
+    from tomokit.check_report import print_report, write_page
+    from tomokit.checks import check_dataset
+    from tomokit.files import write_json
+
+    report = check_dataset(dataset)
+    if json is not None:
+        write_json(json, report.as_json())
+    if html is not None:
+        write_page(report, html)
+    print_report(report)
+    raise typer.Exit(report.exit_code)
+
+
+@app.command("import")
+def import_scans(
+    source: Annotated[Path, typer.Argument(help="A folder or file: DICOM, NIfTI, MetaImage, NRRD, .npz, CSV …")],
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="The new data set's folder.")],
+    labels: Annotated[Path | None, typer.Option(help="A file or folder of label files that lie elsewhere.")] = None,
+    table: Annotated[Path | None, typer.Option(help="A CSV or TSV file with a row per image.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="A column that holds the class; repeat it for several labels of 0 and 1.")
+    ] = None,
+    event: Annotated[
+        list[str] | None, typer.Option(help="A column that is filled where something happened (1) and else empty (0).")
+    ] = None,
+    patient: Annotated[str | None, typer.Option(help="The column that holds the patient.")] = None,
+    group: Annotated[str | None, typer.Option(help="The column that holds the site or scanner.")] = None,
+    modality: Annotated[
+        list[str] | None, typer.Option(help="The kind of scan, CT or MRI; repeat it for each channel.")
+    ] = None,
+) -> None:
+    """Bring scans of any common format into the layout of all data sets; the source is never changed."""
+    from tomokit.importers import describe_import, import_dataset
+
+    done = import_dataset(
+        source,
+        target,
+        labels=labels,
+        table=table,
+        label_columns=label or (),
+        event_columns=event or (),
+        patient_column=patient,
+        group_column=group,
+        modality=modality or (),
+    )
+    typer.echo(describe_import(done))
 
 
 @app.command("bundles")

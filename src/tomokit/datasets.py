@@ -2,26 +2,17 @@
 
 import logging
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tomokit import phantoms
 from tomokit.errors import TomokitError, raise_problems
-from tomokit.files import read_json, write_json
-from tomokit.splits import NNUNET_FOLDS, PARTS, check_disjoint, draw_nnunet_folds, draw_split, read_split
+from tomokit.files import read_json
+from tomokit.splits import PARTS, check_disjoint, class_strata, draw_split, read_split
 from tomokit.volumes import stem_of
 
 logger = logging.getLogger(__name__)
 
-PHANTOMS = {
-    "phantom-ct": (phantoms.make_segmentation_set, "CT"),
-    "phantom-mri": (phantoms.make_segmentation_set, "MRI"),
-    "phantom-ct-classes": (phantoms.make_classification_set, "CT"),
-    "phantom-mri-classes": (phantoms.make_classification_set, "MRI"),
-}
-INNER_VALIDATION_SHARE = 0.08
 Entry = dict[str, Any]
 
 
@@ -45,12 +36,10 @@ def find_dataset(dataset_dir: str | Path) -> Path:
     for folder in (Path(dataset_dir).expanduser(), data_root() / dataset_dir):
         if (folder / "dataset.json").is_file():
             return folder.resolve()
-    how = f"`tomokit data get {dataset_dir}`"
-    if str(dataset_dir) not in PHANTOMS:
-        how = f"`tomokit data get {dataset_dir} --from FOLDER`, or give a folder that holds a dataset.json"
     raise TomokitError(
         f"no data set {str(dataset_dir)!r}: neither that folder nor {data_root() / dataset_dir} has a dataset.json; "
-        f"get it with {how}"
+        f"get it with `tomokit data get {dataset_dir}` if `tomokit data list` names it, else with "
+        f"`tomokit data get {dataset_dir} --from FOLDER`, or give a folder that holds a dataset.json"
     )
 
 
@@ -107,6 +96,16 @@ def read_entries(folder: Path, sections: Sequence[str] = PARTS, labelled: bool =
     return entries
 
 
+def read_sections(folder: Path) -> dict[str, list[Entry]]:
+    """Return the labelled entries of each section of `folder/dataset.json`, an entry as `read_entries` gives it.
+
+    Raises:
+        TomokitError: as `read_entries`.
+    """
+    read_entries(folder)
+    return _read_sections(folder)
+
+
 def select_cases(
     dataset_dir: str | Path,
     split: str | Path,
@@ -124,14 +123,15 @@ def select_cases(
     labelled `validation` and `test` sections of its `dataset.json` then stay as they are.
 
     Raises:
-        TomokitError: when the data set, the split or a named case is absent, or a patient is on two sides.
+        TomokitError: when the data set, the split or a named case is absent, a patient is on two sides, or the
+            split file keeps the hash of other cases.
     """
     folder = find_dataset(dataset_dir)
     entries = read_entries(folder)
     if training is not None and validation is not None and test is not None:
         names = dict(zip(PARTS, map(list, (training, validation, test)), strict=True))
     else:
-        names = _names_of_split(folder, split, fold, seed)
+        names = _names_of_split(folder, split, fold, seed, entries)
     by_name = {entry["case"]: entry for entry in entries}
     unknown = [f"{name} ({part})" for part in PARTS for name in names[part] if name not in by_name]
     raise_problems(f"the split names cases that {folder} does not have; make the split again", unknown)
@@ -142,37 +142,14 @@ def select_cases(
     return cases
 
 
-def get_dataset(name: str, to: str | Path | None = None, source: str | Path | None = None) -> Path:
-    """Return the folder of data set `name`, made (phantoms) or copied from the folder `source` when absent.
-
-    `name` may be the folder of a data set itself.
-
-    Raises:
-        TomokitError: when `name` is no phantom and `source` has no data set of that name.
-    """
-    given = Path(name).expanduser()
-    if to is None and source is None and (given / "dataset.json").is_file():
-        logger.info("%s is already there", given)
-        return given.resolve()
-    target = Path(to) if to else data_root() / name
-    if (target / "dataset.json").is_file():
-        logger.info("%s is already there", target)
-    elif name in PHANTOMS:
-        make, modality = PHANTOMS[name]
-        make(target, modality=modality)
-    else:
-        _copy_dataset(name, Path(source) if source else None, target)
-    return target
-
-
 def unlabelled(entries: Sequence[Mapping[str, Any]]) -> list[Entry]:
     """Return entries whose `label` is renamed `truth`, so that no transform reads it before the network ran."""
     return [{("truth" if key == "label" else key): value for key, value in entry.items()} for entry in entries]
 
 
 def case_name(image: str | Sequence[str]) -> str:
-    """Return the case's name: the first image's file name without its suffixes."""
-    return stem_of(image if isinstance(image, str) else image[0])
+    """Return the case's name: the first image's file name without its suffixes, nor the number of its channel."""
+    return stem_of(image) if isinstance(image, str) else stem_of(image[0]).removesuffix("_0000")
 
 
 def _labels_problems(labels: Any) -> list[str]:
@@ -270,38 +247,21 @@ def _resolve(folder: Path, item: Mapping[str, Any]) -> Entry:
     return entry
 
 
-def _names_of_split(folder: Path, split: str | Path, fold: int, seed: int) -> dict[str, list[str]]:
+def _names_of_split(
+    folder: Path, split: str | Path, fold: int, seed: int, entries: Sequence[Entry]
+) -> dict[str, list[str]]:
     """Return the case names of each part, read from the split file or drawn where there is none."""
     for path in (folder / split, Path(split)):
         if path.is_file():
-            return read_split(path, fold)
+            return read_split(path, fold, entries)
     if str(split) != "splits.json":
         raise TomokitError(f"no split file {str(split)!r}, neither in {folder} nor from here")
     given = _read_sections(folder)
-    entries = given.pop("training")
+    training = given.pop("training")
     kept = " and ".join(part for part in given if given[part]) or "nothing"
-    logger.info("%s has no splits.json: 6:2:2 by patient, drawn with seed %d; %s kept", folder, seed, kept)
-    return draw_split(entries, seed, given)
-
-
-def _copy_dataset(name: str, source: Path | None, target: Path) -> None:
-    """Copy `source/name` (or `source` itself) to `target` under a temporary name first, with its splits."""
-    if source is None:
-        raise TomokitError(f"{name!r} is not a phantom ({', '.join(PHANTOMS)}); say where it is with --from FOLDER")
-    found = next((folder for folder in (source / name, source) if (folder / "dataset.json").is_file()), None)
-    if found is None:
-        raise TomokitError(f"neither {source / name} nor {source} has a dataset.json; --from takes a mirror's folder")
-    entries, sections = read_entries(found), _read_sections(found)
-    partial = target.with_name(f".partial-{target.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(found, partial, copy_function=shutil.copyfile)
-    # with fewer patients, or parts of the set's own, the split is drawn when training starts
-    enough = len({entry["patient"] for entry in entries}) >= NNUNET_FOLDS
-    if enough and not (sections["validation"] or sections["test"] or (partial / "splits.json").exists()):
-        folds = draw_nnunet_folds(entries, INNER_VALIDATION_SHARE, seed=0)
-        write_json(partial / "splits.json", {"method": "nnU-Net's five folds by name", "seed": 0, "folds": folds})
-    partial.rename(target)
-    logger.info("%s: %d labelled cases from %s", target, len(entries), found)
+    how = "6:2:2 by patient and class" if class_strata(training) else "6:2:2 by patient"
+    logger.info("%s has no splits.json: %s, drawn with seed %d; %s kept", folder, how, seed, kept)
+    return draw_split(training, seed, given)
 
 
 def images_of(entries: Sequence[Mapping[str, Any]]) -> list[str | list[str]]:

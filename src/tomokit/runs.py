@@ -23,7 +23,17 @@ from tomokit.files import read_json, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
-FREE_KEYS = {"resume", "device", "num_workers", "bundle_root", "dataset_dir", "run_dir", "output_dir", "patience"}
+FREE_KEYS = {
+    "resume",
+    "device",
+    "num_workers",
+    "cache",
+    "bundle_root",
+    "dataset_dir",
+    "run_dir",
+    "output_dir",
+    "patience",
+}
 COMPANIONS = ("metadata.json", "logging.conf")
 HASHED_BYTES = 1 << 20
 
