@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from tomokit.datasets import data_root
 from tomokit.errors import TomokitError
 from tomokit.files import replacing
-from tomokit.volumes import _voxel_files, read_header, suffix_of
+from tomokit.volumes import read_header, suffix_of, voxel_files
 
 logger = logging.getLogger(__name__)
 
@@ -387,7 +387,7 @@ def _files_at(path: Path) -> list[str]:
     try:
         if path.is_dir():
             return sorted(str(file) for file in path.rglob("*") if file.is_file())
-        return [str(path), *(str(other) for other in _voxel_files(path) if other != path)] if path.is_file() else []
+        return [str(path), *(str(other) for other in voxel_files(path) if other != path)] if path.is_file() else []
     except OSError:  # a text too long for a path
         return []
 

@@ -39,12 +39,20 @@ def print_report(report: Report, console: Console | None = None) -> None:
         console.print(head.append(f" × {len(findings)}" if len(findings) > 1 else ""))
         for finding in findings[:SHOWN_CASES]:
             shown = f"{finding.case}: {finding.evidence}" if finding.case else finding.evidence
-            console.print(Padding(Text(shown), (0, 0, 0, 4)))
+            _print_indented(console, shown)
         if len(findings) > SHOWN_CASES:
-            names = [str(finding.case) for finding in findings[SHOWN_CASES:]]
-            console.print(Padding(Text(f"… and {len(names)} more: {_shorten(names)}"), (0, 0, 0, 4)))
-        console.print(Padding(Text(f"→ {KINDS[kind].remedy}", style="italic"), (0, 0, 0, 4)))
+            names = list(dict.fromkeys(finding.case or "the set" for finding in findings[SHOWN_CASES:]))
+            _print_indented(console, f"… and {len(findings) - SHOWN_CASES} more: {_shorten(names)}")
+        _print_indented(console, f"→ {KINDS[kind].remedy}")
     console.print(Text(summarise(report), style="bold"))
+
+
+def _print_indented(console: Console, text: str) -> None:
+    """Print a text with a margin, wrapped on a terminal and in one line elsewhere."""
+    if console.is_terminal:
+        console.print(Padding(Text(text), (0, 0, 0, 4)))
+    else:
+        console.print(f"    {text}", soft_wrap=True, markup=False)
 
 
 def summarise(report: Report) -> str:

@@ -178,7 +178,7 @@ def _check_size(path: Path, shape: tuple[int, ...], itemsize: int) -> None:
             f"{path} is said to hold {shape} voxels, {promised / 2**30:.0f} GiB, more than any scan "
             f"({LARGEST_BYTES >> 30} GiB); its header is damaged: restore or remove the file"
         )
-    available = sum(file.stat().st_size for file in _voxel_files(path)) * DEFLATE_RATIO
+    available = sum(file.stat().st_size for file in voxel_files(path)) * DEFLATE_RATIO
     if promised > available:
         raise TomokitError(
             f"{path} can't be read: its header gives {shape} voxels, {promised} bytes, more than the file can hold; "
@@ -248,7 +248,7 @@ def _check_kind(path: Path, dtype: np.dtype[Any]) -> None:
 
 def _itk_header(path: Path) -> Header:
     """Return what ITK reads from a MetaImage or NRRD header, turned from LPS to RAS."""
-    _voxel_files(path)  # before ITK opens them
+    voxel_files(path)  # before ITK opens them
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -279,7 +279,7 @@ def _itk_array(path: Path, header: Header) -> NDArray[Any]:
     return turned.reshape(header.shape)
 
 
-def _voxel_files(path: Path) -> list[Path]:
+def voxel_files(path: Path) -> list[Path]:
     """Return the files that hold a volume's voxels: the file itself, or the data file that its text header names.
 
     Raises:

@@ -15,6 +15,8 @@ from tomokit.checks.findings import Finding
 # to speak of, and whole descriptors of different patients reach 0.99.
 NEARLY_SAME, NEARLY_SAME_OF_FEW = 0.9, 0.995
 FEW = 8
+SHORTLISTED = 0.75  # of coarse descriptors, whose noise is averaged away: copies have 0.9 and more
+PAIRS_AT_A_TIME = 1000
 FLIPS = tuple(itertools.product((1, -1), repeat=3))
 
 Fold = Mapping[str, Sequence[str]]
@@ -108,9 +110,36 @@ def _nearly_same(cases: Sequence[Case]) -> Iterator[tuple[Case, Case, float]]:
     for members in by_shape.values():
         descriptors = np.stack([case.descriptor for case in members if case.descriptor is not None])
         limit = NEARLY_SAME if len(members) >= FEW else NEARLY_SAME_OF_FEW
-        best = correlate(descriptors)
-        for a, b in np.argwhere(np.triu(best, 1) > limit):
-            yield members[a], members[b], float(best[a, b])
+        first, second = np.nonzero(np.triu(correlate(_coarsen(descriptors)), 1) > SHORTLISTED)
+        best = _correlate_pairs(descriptors, first, second)
+        for number in np.flatnonzero(best > limit):
+            yield members[first[number]], members[second[number]], float(best[number])
+
+
+def _coarsen(descriptors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """Return descriptors (N, X, Y, Z) with each three voxels along an axis averaged, where it can be cut so."""
+    coarse = descriptors.astype(np.float32)
+    for axis in (1, 2, 3):
+        if coarse.shape[axis] % 3 == 0:
+            parts = (*coarse.shape[:axis], -1, 3, *coarse.shape[axis + 1 :])
+            coarse = coarse.reshape(parts).mean(axis=axis + 1)
+    return coarse
+
+
+def _correlate_pairs(
+    descriptors: NDArray[np.floating[Any]], first: NDArray[np.intp], second: NDArray[np.intp]
+) -> NDArray[np.float32]:
+    """Return the largest correlation over flips of the listed pairs, as `correlate` does of all."""
+    count = len(descriptors)
+    mean = descriptors.mean(axis=0, dtype=np.float32).ravel() if count >= FEW else np.float32(0)
+    best = np.full(first.size, -1, np.float32)
+    for start in range(0, first.size, PAIRS_AT_A_TIME):
+        part = slice(start, start + PAIRS_AT_A_TIME)
+        own = _unit(descriptors[first[part]].reshape(-1, descriptors[0].size) - mean)
+        for x, y, z in FLIPS:
+            turned = descriptors[second[part], ::x, ::y, ::z].reshape(own.shape)
+            best[part] = np.maximum(best[part], np.einsum("ij,ij->i", own, _unit(turned - mean)))
+    return best
 
 
 def correlate(descriptors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:

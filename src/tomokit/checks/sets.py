@@ -20,6 +20,7 @@ MOVED_BETTER = 1.02
 FAR, VERY_FAR = 3.0, 5.0  # robust standard deviations
 SMALLEST_SPREAD = 0.05  # of the logarithm of the information
 UNIT_DECADES = 0.8  # a factor of ten, less what values vary
+LARGEST_UNIT_SPREAD = 0.15  # decades; where values vary more, a power of ten tells nothing
 FEWEST_VALUES = 8
 
 
@@ -252,10 +253,9 @@ def _odd_values(name: str, values: Mapping[str, Any]) -> Iterator[Finding]:
     decades = np.array(list(positive.values()))
     middle = float(np.median(decades))
     spread = max(1.4826 * float(np.median(np.abs(decades - middle))), 0.02)
-    for case, value in positive.items():
+    for case, value in positive.items() if spread <= LARGEST_UNIT_SPREAD else ():
         away = value - middle
-        power = round(away)
-        if abs(away) >= UNIT_DECADES and abs(away) > 4 * spread and abs(away - power) <= max(3 * spread, 0.15):
+        if abs(away) >= UNIT_DECADES and abs(away) > VERY_FAR * spread and abs(away - round(away)) <= 2 * spread + 0.05:
             evidence = f"{name} is {10**value:.4g}, {10**away:.3g} times the median {10**middle:.4g}"
             yield Finding(case, "clinical_unit", evidence)
 
