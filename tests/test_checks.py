@@ -46,7 +46,11 @@ def test_a_clean_case_passes(check, entry):
         ("label.nii.gz", lambda a: a[:-1], r"label\.nii\.gz differ: .*11"),
         ("label.nii.gz", lambda a: a * 7, r"values outside the label map \[0, 1\]: 7; add the value"),
         ("image.nii.gz", lambda a: np.where(a > 2.5, np.nan, a), r"voxels that are NaN or infinite"),
-        ("label.nii.gz", lambda a: a.astype(np.float32) * 0.5, r"values that are not whole: 0\.5; resample it by nearest"),
+        (
+            "label.nii.gz",
+            lambda a: a.astype(np.float32) * 0.5,
+            r"values that are not whole: 0\.5; resample it by nearest",
+        ),
         ("label.nii.gz", lambda a: a * np.float32(0.9999), r"not whole: 0\.999\d+; .*store integers"),
         ("label.nii.gz", lambda a: a * np.float32(1.0000001), r"not whole: 1\.0000001\d*; resample"),
         ("label.nii.gz", lambda a: np.where(a == 1, np.float32(np.nan), a), r"not whole: nan; resample"),
@@ -99,13 +103,17 @@ def test_an_image_with_a_fourth_axis_of_one_passes_and_loads(check, entry, write
     loaded = LoadImaged("image", reader="NibabelReader", ensure_channel_first=True)(entry)["image"]
     np.testing.assert_array_equal(loaded, array[None])
     two = {**entry, "image": [entry["image"], write_volume("second.nii.gz", array)]}
-    with pytest.raises(TomokitError, match=r"case_7: image\.nii\.gz has the shape \(12, 14, 16, 1\); store one 3D volume"):
+    with pytest.raises(
+        TomokitError, match=r"case_7: image\.nii\.gz has the shape \(12, 14, 16, 1\); store one 3D volume"
+    ):
         check(two, modality=("T1", "T2"), told={})
 
 
 def test_files_must_be_as_many_as_the_kinds(check, entry):
     two = {**entry, "case": "case_8", "image": [entry["image"]] * 2}
-    with pytest.raises(TomokitError, match=r"case_8: 2 images, but modality has 1 kinds \(CT\); list one image per kind"):
+    with pytest.raises(
+        TomokitError, match=r"case_8: 2 images, but modality has 1 kinds \(CT\); list one image per kind"
+    ):
         check(entry, two)
     with pytest.raises(TomokitError, match=r"case_7: 1 images, but modality has 2 kinds \(T1, T2\)"):
         check(entry, two, modality=("T1", "T2"), told={})

@@ -90,8 +90,8 @@ def read_header(path: str | Path) -> Header:
         return header
 
 
-def read_volume(path: str | Path) -> Volume:
-    """Return the voxels of a file, scaled as its header says, and their affine.
+def read_volume(path: str | Path, header: Header | None = None) -> Volume:
+    """Return the voxels of a file, scaled as its header says, and their affine; `header` is the file's, if known.
 
     NIfTI's integers stay integers where slope and intercept are 1 and 0. A picture is one axial slice (X, Y, 1)
     of 1 mm, grey; a colour picture becomes its luminance.
@@ -100,7 +100,7 @@ def read_volume(path: str | Path) -> Volume:
         TomokitError: as `read_header`, or when the voxels are truncated or damaged.
     """
     path = Path(path)
-    header = read_header(path)
+    header = header or read_header(path)
     with _explained(path):
         return Volume(_READERS[_kind(path)][1](path, header), header.affine)
 

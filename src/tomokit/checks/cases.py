@@ -1,7 +1,9 @@
 """One case: its files read once, its faults, and what the comparison with the other cases needs."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +30,7 @@ SAMPLE_VOXELS = 1 << 18
 MOST_LABEL_VALUES = 4096  # more distinct values than any label map has
 DESCRIPTOR_SIZE = 24
 THUMBNAIL = 128
+BYTES_PER_BYTE = 4  # an image, its label, a slab in float32, and the pieces of a structure
 
 
 class Expected(NamedTuple):
@@ -88,10 +91,18 @@ class Case:
         return bool(self.channels)
 
 
-def examine_case(entry: Mapping[str, Any], expected: Expected, measured: bool = True) -> Case:
-    """Return a case with its faults; `measured` adds what the comparison with other cases needs.
+def examine_case(
+    entry: Mapping[str, Any], expected: Expected, measured: bool = True, hold: Callable[[int], Any] = nullcontext
+) -> Case:
+    """Return a case with its faults.
 
     Each file's header is read, then its voxels, once; the label and one image are in memory at a time.
+
+    Args:
+        entry: the case, as `datasets.read_entries` returns it.
+        expected: what the data set says of every case.
+        measured: measure also what the comparison with other cases needs.
+        hold: called with the bytes that are needed, gives the context in which the voxels are read.
     """
     case = Case(str(entry["case"]), str(entry["patient"]), entry)
     images = [entry["image"]] if isinstance(entry["image"], str) else list(entry["image"])
@@ -105,9 +116,15 @@ def examine_case(entry: Mapping[str, Any], expected: Expected, measured: bool = 
     if label is not None and not isinstance(label, str):
         _check_classes(case, label, expected)
     _compare_grids(case, [*zip(images, headers, strict=True), (label, label_header)])
-    array = _read_label(case, label, expected) if isinstance(label, str) and label_header else None
-    _read_images(case, images, headers, array, expected, measured)
+    with hold(BYTES_PER_BYTE * max(map(_bytes_of, [*headers, label_header]))):
+        array = _read_label(case, label, label_header, expected) if isinstance(label, str) and label_header else None
+        _read_images(case, images, headers, array, expected, measured)
     return case
+
+
+def _bytes_of(header: Header | None) -> int:
+    """Return the size of a file's voxels in memory."""
+    return math.prod(header.shape) * header.dtype.itemsize if header else 0
 
 
 def images_of_entry(entry: Mapping[str, Any]) -> list[str]:
@@ -208,10 +225,10 @@ def _check_classes(case: Case, label: Any, expected: Expected) -> None:
         case.add("label_outside_map", f"class {label!r} is not in the label map {sorted(expected.values)}")
 
 
-def _read_label(case: Case, path: str, expected: Expected) -> NDArray[Any] | None:
+def _read_label(case: Case, path: str, header: Header, expected: Expected) -> NDArray[Any] | None:
     """Return a label's voxels as integers (X, Y, Z), or None with the fault noted."""
     try:
-        array = read_volume(path).array
+        array = read_volume(path, header).array
     except TomokitError as error:
         case.add("unreadable", str(error))
         return None
@@ -262,7 +279,7 @@ def _read_images(
         if header is None:
             continue
         try:
-            array = read_volume(path).array.reshape(header.shape[:3])
+            array = read_volume(path, header).array.reshape(header.shape[:3])
         except TomokitError as error:
             case.add("unreadable", str(error))
             continue

@@ -20,11 +20,10 @@ from tomokit.datasets import Entry, case_name, find_dataset, read_description, r
 from tomokit.errors import TomokitError
 from tomokit.files import read_json
 from tomokit.splits import PARTS, read_split
-from tomokit.volumes import SUFFIXES, read_header, suffix_of
+from tomokit.volumes import SUFFIXES, suffix_of
 
 CLEAN, FAULTY, UNUSABLE = 0, 1, 2
 MEMORY_SHARE = 0.5  # of the free memory, for all cases in work at a time
-BYTES_PER_BYTE = 4  # an image, its label, a slab in float32, and the pieces of a structure
 
 
 class Report(NamedTuple):
@@ -88,8 +87,7 @@ def _examine(entries: Sequence[Entry], expected: Expected, progress: bool) -> li
     gate = _MemoryGate(int(psutil.virtual_memory().available * MEMORY_SHARE))
 
     def examine(entry: Entry) -> Case:
-        with gate.hold(_bytes_of(entry)):
-            return examine_case(entry, expected)
+        return examine_case(entry, expected, hold=gate.hold)
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         results: Iterator[Case] = pool.map(examine, entries)
@@ -105,21 +103,6 @@ def _examine(entries: Sequence[Entry], expected: Expected, progress: bool) -> li
                 update_period=0.5,
             )
         )
-
-
-def _bytes_of(entry: Entry) -> int:
-    """Return about how many bytes a case needs while it is examined."""
-    sizes = [0]
-    for path in images_of_entry(entry):
-        try:
-            header = read_header(path)
-        except TomokitError:
-            continue  # `examine_case` tells it
-        size = header.dtype.itemsize
-        for length in header.shape:
-            size *= length
-        sizes.append(size)
-    return BYTES_PER_BYTE * max(sizes)
 
 
 class _MemoryGate:
