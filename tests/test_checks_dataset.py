@@ -362,13 +362,20 @@ def test_another_range_of_intensities_is_another_domain(plant):
     assert found(copy.folder) == {("case_003", "intensity_domains")}
 
 
-def test_a_class_outside_the_map_and_a_class_nobody_has(plant):
+def test_a_class_nobody_has_and_a_split_drawn_for_other_classes(plant):
+    copy = plant("classes")
+    own = json.loads((copy.folder / "dataset.json").read_text())["training"][3]["label"]
+    copy.describe(lambda content: content["labels"].update({"2": "round"}))
+    assert found(copy.folder) == {(None, "class_missing")}
+    copy.describe(lambda content: content["labels"].pop("2"))
+    set_key("label", 1 - own)(copy)
+    assert found(copy.folder) == {(None, "stale_split")}
+
+
+def test_a_class_outside_the_map_is_named(plant):
     copy = plant("classes")
     set_key("label", 5)(copy)
     assert found(copy.folder) == {("case_003", "label_outside_map")}
-    set_key("label", 1)(copy)
-    copy.describe(lambda content: content["labels"].update({"2": "round"}))
-    assert found(copy.folder) == {(None, "class_missing")}
     set_key("label", [1, 0])(copy)
     assert ("case_003", "label_outside_map") in found(copy.folder)
 

@@ -85,7 +85,7 @@ def cached_dataset(
         return Dataset(data, transform)
     size, made = estimate_bytes(data, transform)
     memory = free_memory()
-    told = f"{len(data)} cases, {_text(size)} when preprocessed, {_text(memory)} of memory free"
+    told = f"{len(data)} case{'s' * (len(data) != 1)}, {_text(size)} when preprocessed, {_text(memory)} of memory free"
     fits = size <= MEMORY_SHARE * memory
     if cache == "memory" or (cache == "auto" and fits):
         _tell(f"{told}: kept in memory{_reason(cache, fits, 'disk')}", fits)

@@ -135,7 +135,9 @@ def select_cases(
     by_name = {entry["case"]: entry for entry in entries}
     unknown = [f"{name} ({part})" for part in PARTS for name in names[part] if name not in by_name]
     raise_problems(f"the split names cases that {folder} does not have; make the split again", unknown)
-    cases = {part: [by_name[name] for name in names[part]] for part in PARTS}
+    # records have gaps, which no batch can hold
+    plain = {name: {key: entry[key] for key in entry if key != "clinical"} for name, entry in by_name.items()}
+    cases = {part: [plain[name] for name in names[part]] for part in PARTS}
     if not cases["training"]:
         raise TomokitError(f"the split {split} (fold {fold}) of {folder} has no training case")
     check_disjoint(cases)

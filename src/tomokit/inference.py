@@ -93,7 +93,7 @@ class WritePredictiond(MapTransform):
     Args:
         keys: the key of the label map.
         output_dir: the folder to write to.
-        image_key: the key of the source image, whose file gives the grid.
+        image_key: the key of the source image, whose file gives the grid; `case` beside it gives the name.
     """
 
     def __init__(self, keys: KeysCollection, output_dir: str | Path, image_key: str = "image") -> None:
@@ -106,7 +106,7 @@ class WritePredictiond(MapTransform):
         source = first_image(data[self.image_key].meta["filename_or_obj"])
         for key in self.key_iterator(dict(data)):
             labels = np.asarray(torch.as_tensor(data[key]).cpu())
-            write_on_source_grid(labels[0], source, self.output_dir / f"{case_name(source)}.nii.gz")
+            write_on_source_grid(labels[0], source, self.output_dir / f"{data['case']}.nii.gz")
         return dict(data)
 
 

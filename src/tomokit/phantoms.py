@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from tomokit.errors import TomokitError
 from tomokit.files import replacing, write_json
+from tomokit.splits import Split, write_split
 
 MODALITIES = ("CT", "MRI")
 SEGMENTATION_LABELS = {"0": "background", "1": "liver", "2": "spleen", "3": "lesion"}
@@ -263,12 +264,12 @@ def _write_set(
     training_cases = cases - test_cases
     entries = [write(index, "Tr" if index < training_cases else "Ts") for index in numbers]
     training, test = entries[:training_cases], entries[training_cases:]
-    write_json(directory / "splits.json", _split(training, test, seed))
+    write_split(directory / "splits.json", _split(training, test, seed), [e | {"case": _name(e)} for e in entries])
     sizes = {"tensorImageSize": "3D", "numTraining": len(training), "numTest": len(test)}
     write_json(directory / "dataset.json", header | sizes | {"training": training, "test": test})
 
 
-def _split(training: Sequence[dict[str, Any]], test: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
+def _split(training: Sequence[dict[str, Any]], test: Sequence[dict[str, Any]], seed: int) -> Split:
     """Return one fold; about 1/8 of the training cases, of each class where there are any, validate."""
     rng = np.random.default_rng(seed)
     groups: dict[Any, list[str]] = {}
@@ -285,7 +286,7 @@ def _split(training: Sequence[dict[str, Any]], test: Sequence[dict[str, Any]], s
         "test": [_name(entry) for entry in test],
     }
     method = "one case per patient; the last cases test; 1/8 of the others (of each class) drawn to validate"
-    return {"method": method, "seed": seed, "folds": [fold]}
+    return Split(method, seed, "class" if None not in groups else None, [fold])
 
 
 def _name(entry: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from tomokit.splits import PARTS, read_split
 from tomokit.volumes import SUFFIXES, suffix_of
 
 CLEAN, FAULTY, UNUSABLE = 0, 1, 2
+CHANGED_ENTRIES = ("orphan", "label_outside_map")  # what makes a split stale is told as what it is
 MEMORY_SHARE = 0.5  # of the free memory, for all cases in work at a time
 
 
@@ -142,13 +143,15 @@ def _compare(folder: Path, entries: Sequence[Entry], cases: Sequence[Case], labe
     """Return what shows only beside the other cases; what follows from another finding is not told again."""
     folds, stale = _read_folds(folder, entries)
     pairs = list(compare_pairs(cases, folds))
+    leaks = any(finding.kind == "patient_leak" for finding in pairs)
     explained = {finding.case for finding in pairs if finding.kind != "patient_leak"}
     alone = [
         finding
         for finding in compare_cases(cases, labels)
         if not (finding.kind == "label_does_not_fit" and finding.case in explained)
     ]
-    return stale + pairs + alone
+    changed = leaks or any(f.kind in CHANGED_ENTRIES for f in [*alone, *(f for case in cases for f in case.findings)])
+    return ([] if changed else stale) + pairs + alone
 
 
 def _read_folds(folder: Path, entries: Sequence[Entry]) -> tuple[list[Fold], list[Finding]]:
@@ -159,13 +162,21 @@ def _read_folds(folder: Path, entries: Sequence[Entry]) -> tuple[list[Fold], lis
         folds = [{part: [entry["case"] for entry in entries if entry["section"] == part] for part in PARTS}]
         return folds, []
     try:
-        folds = [read_split(path, fold) for fold in range(len(read_json(path)["folds"]))]
+        count = len(read_json(path)["folds"])
+        folds = [read_split(path, fold) for fold in range(count)]
     except (TomokitError, TypeError, KeyError) as error:
         return [], [Finding(None, "stale_split", str(error))]
-    known = {entry["case"] for entry in entries}
+    labelled = [entry for entry in entries if "label" in entry]
+    known = {entry["case"] for entry in labelled}
     unknown = sorted({name for fold in folds for names in fold.values() for name in names} - known)
-    shown = f"{', '.join(unknown[:5])}{' …' if len(unknown) > 5 else ''}"
-    return folds, [Finding(None, "stale_split", f"splits.json names {shown}, not in dataset.json")] if unknown else []
+    if unknown:
+        shown = f"{', '.join(unknown[:5])}{' …' if len(unknown) > 5 else ''}"
+        return folds, [Finding(None, "stale_split", f"splits.json names {shown}, no labelled case of dataset.json")]
+    try:
+        read_split(path, 0, labelled)
+    except TomokitError as error:
+        return folds, [Finding(None, "stale_split", " ".join(str(error).split()))]
+    return folds, []
 
 
 def _order(finding: Finding) -> tuple[bool, int, bool, str]:

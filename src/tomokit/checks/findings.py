@@ -112,7 +112,8 @@ KINDS = {
     "hu_not_rescaled": Kind(
         ERROR,
         "a CT image holds stored or rescaled values, not HU: no voxel is negative",
-        "apply the DICOM rescale slope and intercept (most often −1024), or import from DICOM",
+        "apply the DICOM rescale slope and intercept (most often −1024), or import from DICOM; where no HU are meant, "
+        "name the modality otherwise",
     ),
     "hu_out_of_range": Kind(
         WARNING,
