@@ -1,7 +1,7 @@
 # Every target with one line: `make`. A target prints the command it runs; the commands are documented in README.md.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo data train evaluate infer report tensorboard check-bundles test lint types notebooks bench release clean
+.PHONY: help install demo data check split train evaluate infer report tensorboard check-bundles test lint types notebooks fuzz bench release clean
 
 BUNDLE  ?= segmentation
 NETWORK ?=
@@ -13,6 +13,7 @@ INPUT   ?=
 NAME    ?= training
 ONLY    ?=
 FULL    ?=
+COUNT   ?= 400
 ARGS    ?=
 
 PYTHON ?= python3
@@ -54,6 +55,12 @@ demo: install  ## the main job from data to predictions  [DATA= FROM= RUN=]
 data: install  ## make or copy a data set  [DATA= FROM=]
 	$(call run,$(CONFIGS)/data.yaml,$(dataset) $(FROM:%=--source %))
 
+check: install  ## find what is wrong with a data set  [DATA= ARGS="--html FILE"]
+	$(BIN)/tomokit check $(or $(DATA),phantom-ct) $(ARGS)
+
+split: install  ## draw a split by patient, stratified  [DATA= ARGS="--folds 5"]
+	$(BIN)/tomokit split $(or $(DATA),phantom-ct) $(ARGS)
+
 train: install  ## train a network  [BUNDLE= NETWORK= LAYERS= DATA= RUN=]
 	$(call run,$(CONFIGS)/train.yaml $(layers),--run_dir runs/$(RUN) $(dataset) $(ARGS))
 
@@ -83,6 +90,9 @@ types: $(VENV)/.installed-dev  ## check types
 
 notebooks: $(VENV)/.installed-dev  ## run every notebook as committed
 	$(BIN)/python -m pytest tests/test_notebooks.py $(ARGS)
+
+fuzz: install  ## read damaged files of every format  [COUNT=]
+	$(BIN)/python tests/fuzzing.py --count $(COUNT)
 
 bench: install  ## measure and print a table  [NAME= ONLY= FULL=1]
 	$(BIN)/python benchmarks/$(NAME).py $(if $(ONLY),--only $(ONLY)) $(if $(FULL),--full) $(ARGS)

@@ -376,7 +376,7 @@ def test_a_class_outside_the_map_is_named(plant):
     copy = plant("classes")
     set_key("label", 5)(copy)
     assert found(copy.folder) == {("case_003", "label_outside_map")}
-    set_key("label", [1, 0])(copy)
+    set_key("label", [1, 0, 1])(copy)
     assert ("case_003", "label_outside_map") in found(copy.folder)
 
 
