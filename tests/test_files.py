@@ -86,3 +86,10 @@ def test_problems_are_shown_together_and_counted():
     raise_problems("never", [])
     with pytest.raises(TomokitError, match=r"(?s)bad\n  - p0\n.*- p19\n  … and 5 more"):
         raise_problems("bad", [f"p{i}" for i in range(25)])
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", '{"a": ' + "9" * 5000 + "}"])
+def test_json_that_python_gives_up_on_is_one_error(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(TomokitError, match=r"a\.json is not valid JSON"):
+        read_json(tmp_path / "a.json")

@@ -140,7 +140,7 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except _LIBRARY_ERRORS as error:
-        text = " ".join(str(error).split())[:200]
+        text = _ITK_PREAMBLE.sub("", " ".join(str(error).split()))[:200]
         raise TomokitError(
             f"{path} can't be read ({type(error).__name__}: {text}); restore or remove the file"
         ) from error
@@ -148,6 +148,7 @@ def _explained(path: Path) -> Iterator[None]:
         loggers.setLevel(level)
 
 
+_ITK_PREAMBLE = re.compile(r"^Exception thrown in SimpleITK.*?ERROR: (\w+\(0x\w+\): )?")  # its own source files
 _LIBRARY_ERRORS = (
     ImageFileError,
     HeaderDataError,
