@@ -31,6 +31,13 @@ from tomokit.volumes import read_volume
 
 RESULTS = Path(__file__).parent / "results" / "checks.json"
 SETS = ("phantom-ct", "phantom-mri", "hippocampus")
+PAGE = Path(__file__).parents[1] / "docs" / "findings.md"
+MARKS = ("<!-- checks -->", "<!-- end -->")
+NAMES = {
+    "tomokit check": "whole check",
+    "label sound": "sound label, flagged",
+    "different patients": "highest correlation of different patients",
+}
 PLACED = {"left_right_swap", "label_does_not_fit"}
 Array = np.ndarray[Any, Any]
 
@@ -107,6 +114,27 @@ def measure(name: str) -> list[dict[str, Any]]:
     return rows
 
 
+def fill_docs(rows: Sequence[dict[str, Any]]) -> None:
+    """Write the shares into the block of the page about findings."""
+    systems = list(dict.fromkeys(row["system"] for row in rows))
+    sets = list(dict.fromkeys(row["dataset"] for row in rows))
+    values = {(row["system"], row["dataset"]): row["value"] for row in rows}
+    lines = [f"| | {' | '.join(sets)} |", f"|---|{'---|' * len(sets)}"]
+    for system in systems:
+        shown = ["–" if (system, name) not in values else tell(system, values[system, name]) for name in sets]
+        lines.append(f"| {NAMES.get(system, f'{system}, found')} | {' | '.join(shown)} |")
+    text = PAGE.read_text(encoding="utf-8")
+    begin, end = text.index(MARKS[0]) + len(MARKS[0]), text.index(MARKS[1])
+    PAGE.write_text(text[:begin] + "\n" + "\n".join(lines) + "\n" + text[end:], encoding="utf-8")
+
+
+def tell(system: str, value: float) -> str:
+    """Return a value as the page shows it."""
+    if system == "tomokit check":
+        return f"{value:.1f} s"
+    return f"{value:.2f}" if system == "different patients" else f"{value:.1%}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=SETS)
@@ -119,6 +147,7 @@ def main() -> None:
     for name in names:
         rows = [row for row in rows if row["dataset"] != name] + measure(name)
         write_json(RESULTS, {"name": "checks", "command": "make bench NAME=checks", **keep, "rows": rows})
+    fill_docs(rows)
     table = Table("set", "system", "metric", "value")
     for row in rows:
         table.add_row(row["dataset"], row["system"], row["metric"], f"{row['value']:.3f}")
