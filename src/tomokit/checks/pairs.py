@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from tomokit.checks.cases import Case
 from tomokit.checks.findings import Finding
 
-# Correlation of two descriptors, less the set's mean one: different hippocampi reach 0.63, phantoms 0.89; of copies that
-# were rescaled, flipped, resampled or made noisy, 97 % and more pass 0.9 (benchmarks/results/checks.json). In few cases
-# there is no mean to speak of, and whole descriptors of different patients reach 0.99.
+# Correlation of two descriptors, less the set's mean one: different hippocampi reach 0.63, phantoms 0.89; of copies
+# that were rescaled, flipped, resampled or made noisy, 97 % and more pass 0.9 (docs/findings.md). In few cases there is
+# no mean to speak of, and whole descriptors of different patients reach 0.99.
 NEARLY_SAME, NEARLY_SAME_OF_FEW = 0.9, 0.995
 FEW = 8
 SHORTLISTED = 0.75  # of coarse descriptors, whose noise is averaged away: copies have 0.9 and more
