@@ -839,3 +839,8 @@ def test_the_order_of_files_and_a_second_search_change_nothing(write):
     first = read_series(only(write(headers, "one")))
     second = read_series(only(write(copy.deepcopy(headers)[::-1], "two")))
     assert np.array_equal(first.array, second.array) and np.array_equal(first.affine, second.affine)
+
+
+def test_the_documented_kinds_are_the_known_ones():
+    page = (Path(__file__).parents[1] / "docs" / "importing.md").read_text()
+    assert [kind for kind, text in KINDS.items() if f"| `{kind}` | {text} |" not in page] == []

@@ -129,6 +129,15 @@ def test_a_header_is_believed_as_far_as_the_file_bears_it_out(tmp_path, array, m
         read_header(path)
 
 
+def test_what_nibabel_mends_is_read_as_stored_and_not_printed(tmp_path, array, caplog):
+    path = tmp_path / "a.nii.gz"
+    write_volume(path, array, np.eye(4))
+    damage_header(path, 80, "<f", -2.0)  # pixdim[1]
+    assert read_header(path).pixdim == (-2.0, 1.0, 1.0) and caplog.text == ""
+    nibabel.load(path)
+    assert "pixdim" in caplog.text
+
+
 def test_a_wrong_checksum_is_seen_though_all_voxels_are_there(tmp_path):
     path = tmp_path / "a.nii.gz"
     write_volume(path, np.random.default_rng(0).normal(size=(40, 40, 40)), np.eye(4))

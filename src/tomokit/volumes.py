@@ -9,6 +9,7 @@ import contextlib
 import gzip
 import logging
 import re
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -134,9 +135,7 @@ def _explained(path: Path) -> Iterator[None]:
     """Turn what the libraries raise on a damaged file into one text that names it."""
     if not path.is_file():
         raise TomokitError(f"{path} does not exist; correct dataset.json or restore the file")
-    loggers = logging.getLogger("nibabel.global")
-    level = loggers.level
-    loggers.setLevel(logging.CRITICAL + 1)  # what nibabel would print, a finding says
+    _reading.here = True
     try:
         yield
     except _LIBRARY_ERRORS as error:
@@ -145,7 +144,16 @@ def _explained(path: Path) -> Iterator[None]:
             f"{path} can't be read ({type(error).__name__}: {text}); restore or remove the file"
         ) from error
     finally:
-        loggers.setLevel(level)
+        _reading.here = False
+
+
+def _is_not_ours(record: logging.LogRecord) -> bool:
+    """Return whether nibabel's message about a header comes from another reader; of ours, an error or a finding says."""
+    return not getattr(_reading, "here", False)
+
+
+_reading = threading.local()
+logging.getLogger("nibabel.global").addFilter(_is_not_ours)
 
 
 _ITK_PREAMBLE = re.compile(r"^Exception thrown in SimpleITK.*?ERROR: (\w+\(0x\w+\): )?")  # its own source files
