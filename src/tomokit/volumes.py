@@ -148,7 +148,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _is_not_ours(record: logging.LogRecord) -> bool:
-    """Return whether nibabel's message about a header comes from another reader; of ours, an error or a finding says."""
+    """Return whether nibabel's message about a header comes from another reader: ours raises, or returns as stored."""
     return not getattr(_reading, "here", False)
 
 
@@ -167,6 +167,7 @@ _LIBRARY_ERRORS = (
     ValueError,
     TypeError,
     OverflowError,
+    MemoryError,
     RuntimeError,
     SyntaxError,
     IndexError,

@@ -191,7 +191,12 @@ def _compare_grids(case: Case, files: Sequence[tuple[Any, Header | None]]) -> No
         kind = _grid_fault(first, header)
         if kind is not None:
             difference = grid_difference(first.affine, first.shape[:3], header.affine, header.shape[:3])
-            case.add(kind, f"{Path(first_path).name} and {Path(path).name} differ: {difference}")
+            case.add(kind, f"{_in_set(first_path)} and {_in_set(path)} differ: {difference}")
+
+
+def _in_set(path: str) -> str:
+    """Return a file's name with its folder's, since image and label are often called alike."""
+    return "/".join(Path(path).parts[-2:])
 
 
 def _grid_fault(first: Header, other: Header) -> str | None:

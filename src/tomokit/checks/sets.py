@@ -36,7 +36,9 @@ def compare_cases(cases: Sequence[Case], labels: Mapping[str, str]) -> Iterator[
     yield from _intensity_domains(sound)
     yield from _missing_classes(sound, labels)
     yield from _islands(sound, labels)
-    swapped = {finding.case: finding for finding in _swaps(sound, labels)}
+    swapped: dict[str | None, Finding] = {}
+    for finding in _swaps(sound, labels):
+        swapped.setdefault(finding.case, finding)
     yield from swapped.values()
     yield from (finding for finding in _misfits(sound) if finding.case not in swapped)
     yield from _lateral_labels(labels)
