@@ -102,7 +102,7 @@ def measure(name: str) -> list[dict[str, Any]]:
     for fault, change in LABEL_FAULTS.items():
         share = found_share(cases, dict(report.labels), change)
         rows.append({"system": f"label {fault}", "metric": "flagged share", "value": share, **row})
-    own = np.stack([case.descriptor for case in cases if case.descriptor is not None])
+    own = np.stack([case.descriptors[0] for case in cases])
     highest = float((correlate(own) - 2 * np.eye(len(own))).max())
     rows.append({"system": "different patients", "metric": "highest correlation", "value": highest, **row})
     for kind, change in COPIES.items():

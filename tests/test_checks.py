@@ -13,7 +13,7 @@ SHAPE = (12, 14, 16)
 
 @pytest.fixture
 def entry(write_volume):
-    image = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    image = np.random.default_rng(0).normal(0, 100, SHAPE).astype(np.float32)
     label = np.zeros(SHAPE, np.uint8)
     label[3:6, 3:6, 3:6] = 1
     return {
@@ -45,7 +45,7 @@ def test_a_clean_case_passes(check, entry):
     [
         ("label.nii.gz", lambda a: a[:-1], r"label\.nii\.gz differ: .*11"),
         ("label.nii.gz", lambda a: a * 7, r"values outside the label map \[0, 1\]: 7; add the value"),
-        ("image.nii.gz", lambda a: np.where(a > 2.5, np.nan, a), r"voxels that are NaN or infinite"),
+        ("image.nii.gz", lambda a: np.where(a > 250, np.nan, a), r"voxels that are NaN or infinite"),
         (
             "label.nii.gz",
             lambda a: a.astype(np.float32) * 0.5,
@@ -97,7 +97,7 @@ def test_float_labels_that_are_whole_pass(check, entry, write_volume):
 def test_an_image_with_a_fourth_axis_of_one_passes_and_loads(check, entry, write_volume):
     from monai.transforms import LoadImaged
 
-    array = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    array = np.random.default_rng(0).normal(0, 100, SHAPE).astype(np.float32)
     write_volume("image.nii.gz", array[..., None])
     check(entry, patch_size=SHAPE, spacing=(1, 1, 1))
     loaded = LoadImaged("image", reader="NibabelReader", ensure_channel_first=True)(entry)["image"]

@@ -14,6 +14,8 @@ import pytest
 from tomokit import phantoms
 from tomokit.check_report import print_report, summarise, write_page
 from tomokit.checks import KINDS, check_dataset, render_kinds
+from tomokit.datasets import read_entries
+from tomokit.splits import Split, write_split
 from tomokit.volumes import write_volume
 
 CASES = 10
@@ -95,6 +97,12 @@ def plant(sets, tmp_path):
 
 def found(folder):
     return {(finding.case, finding.kind) for finding in check_dataset(folder, progress=False).findings}
+
+
+@pytest.mark.parametrize(("modality", "size", "seed"), [("MRI", 24, 0), ("CT", 24, 1), ("MRI", 28, 2), ("CT", 16, 0)])
+def test_small_volumes_have_no_finding_by_chance(tmp_path, modality, size, seed):
+    phantoms.make_segmentation_set(tmp_path, modality, cases=12, test_cases=3, size=size, seed=seed, progress=False)
+    assert check_dataset(tmp_path, progress=False).findings == []
 
 
 @pytest.mark.parametrize("name", ["ct", "mri", "classes"])
@@ -261,6 +269,16 @@ FAULTS = {
     ),
     "constant": (lambda p: p.change(lambda a: np.full_like(a, 40)), {("case_003", "constant_image")}),
     "stored values": (lambda p: p.change(lambda a: a + 1024), {("case_003", "hu_not_rescaled")}),
+    "stored values with an odd voxel": (
+        lambda p: p.change(lambda a: np.where(np.arange(a.size).reshape(a.shape) == 5, -3, a + 1024)),
+        {("case_003", "hu_not_rescaled")},
+    ),
+    "shifted by 1000": (lambda p: p.change(lambda a: a + 1000), {("case_003", "hu_not_rescaled")}),
+    "scaled to 1": (lambda p: p.change(lambda a: (a / 1000).astype(np.float32)), {("case_003", "hu_not_rescaled")}),
+    "qform elsewhere": (
+        lambda p: p.set_header(qoffset_x=40.0),
+        {("case_003", "header_inconsistent")},
+    ),
     "grey values": (
         lambda p: p.change(lambda a: np.clip((a + 160) / 400 * 255, 0, 255).astype(np.uint8)),
         {("case_003", "hu_not_rescaled")},
@@ -362,6 +380,60 @@ def test_another_range_of_intensities_is_another_domain(plant):
     assert found(copy.folder) == {("case_003", "intensity_domains")}
 
 
+def test_a_missing_class_is_seen_beside_an_empty_label(plant):
+    copy = plant()
+    copy.change(np.zeros_like, 0, "labels")
+    copy.change(lambda a: np.where(a == 3, 1, a).astype(np.uint8), kind="labels")
+    assert found(copy.folder) == {("case_000", "label_empty"), ("case_003", "class_missing")}
+
+
+def test_a_copy_is_a_leak_whatever_became_of_its_intensities(plant, sets):
+    one, other = two_of_a_part(sets / "ct", same=False)
+    copy = plant()
+    copy_image(copy, one, other)
+    copy.change(lambda a: a + 1024, other)
+    kinds = {kind for case, kind in found(copy.folder) if case in (f"case_{one:03d}", f"case_{other:03d}")}
+    assert kinds - {"class_missing"} == {"hu_not_rescaled", "near_duplicate_leak"}
+
+
+def test_a_copy_in_the_robustness_set_is_a_leak(plant):
+    copy = plant()
+    copy.describe(lambda content: copy.entry(content, 3).update(group="b"))
+    entries = read_entries(copy.folder)
+    fold = json.loads((copy.folder / "splits.json").read_text())["folds"][0]
+    fold = {part: [name for name in names if name != "case_003"] for part, names in fold.items()}
+    write_split(copy.folder / "splits.json", Split("by hand", 0, None, [fold], ["case_003"]), entries)
+    assert found(copy.folder) == set()
+    other = int(fold["training"][0].removeprefix("case_"))
+    copy_image(copy, other, 3)
+    leaks = {pair for pair in found(copy.folder) if pair[1] == "image_leak"}
+    assert leaks == {("case_003", "image_leak"), (f"case_{other:03d}", "image_leak")}
+
+
+def test_the_second_channel_is_compared_too(plant):
+    copy = plant("mri")
+
+    def add_channel(content):
+        for case in range(CASES):
+            entry = copy.entry(content, case)
+            array, affine = copy.load(case)
+            second = array + np.random.default_rng(case).normal(0, np.ptp(array) / 4, array.shape)
+            path = entry["image"].replace(".nii.gz", "_0001.nii.gz")
+            write_volume(copy.folder / path, second.astype(np.float32), affine)
+            entry["image"] = [entry["image"], path]
+        content["modality"] = {"0": "T1", "1": "T2"}
+
+    copy.describe(add_channel)
+    assert found(copy.folder) == set()
+    folder = copy.folder / "imagesTr"
+    nibabel_image = nibabel.load(folder / "case_001_0001.nii.gz")
+    write_volume(folder / "case_003_0001.nii.gz", np.asarray(nibabel_image.dataobj), copy.load(3)[1])
+    kinds = {pair for pair in found(copy.folder) if pair[1] in ("duplicate_image", "image_leak")}
+    assert {case for case, _ in kinds} == {"case_001", "case_003"}
+    shutil.copy(folder / "case_004.nii.gz", folder / "case_004_0001.nii.gz")
+    assert ("case_004", "duplicate_image") in found(copy.folder)
+
+
 def test_a_class_nobody_has_and_a_split_drawn_for_other_classes(plant):
     copy = plant("classes")
     own = json.loads((copy.folder / "dataset.json").read_text())["training"][3]["label"]
@@ -385,6 +457,10 @@ def test_a_class_outside_the_map_is_named(plant):
     [
         (lambda number, record: record, set()),
         (lambda number, record: {**record, "crp": None} if number == 3 else record, {("case_003", "clinical_missing")}),
+        (
+            lambda number, record: {**record, "crp": float("nan")} if number == 3 else record,
+            {("case_003", "clinical_missing")},
+        ),
         (lambda number, record: {} if number == 3 else record, {("case_003", "clinical_missing")}),
         (lambda number, record: {**record, "crp": None if number else 1.0}, {(None, "clinical_missing")}),
         (

@@ -50,5 +50,20 @@ def test_all_problems_are_shown_together():
 
 
 def test_names_of_one_side_are_known():
-    names = ["background", "kidney_left", "Right lung", "L hippocampus", "lung-r", "liver", "upright", "cleft", "colon"]
-    assert lateral_names({str(value): name for value, name in enumerate(names)}) == names[1:5]
+    lateral = [
+        "kidney_left",
+        "Right lung",
+        "leftkidney",
+        "KidneyL",
+        "KidneyR",
+        "lung-r",
+        "lung-l",
+        "LH",
+        "RH",
+        "lt_eye",
+    ]
+    lateral += ["rt_eye", "hippocampus-lh", "hippocampus-rh"]
+    others = ["background", "liver", "upright", "cleft", "colon", "vertebrae_L1", "vertebrae_L2", "T1 r", "bright"]
+    names = [*others, *lateral]
+    assert lateral_names({str(value): name for value, name in enumerate(names)}) == lateral
+    assert lateral_names({"0": "background", "1": "lung-r"}) == []

@@ -1,11 +1,11 @@
 """The label map of a segmentation: which voxel value means which structure."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tomokit.errors import raise_problems
 
-LEFT_OR_RIGHT = re.compile(r"(^|[^a-z])(left|right|sinistr[a-z]*|dext(er|r[a-z]*)|[lr])($|[^a-z])")
+SIDES = {"left": "right", "lt": "rt", "lh": "rh", "l": "r"}
 
 
 def check_label_map(labels: Mapping[str, str] | Mapping[int, str]) -> dict[int, str]:
@@ -42,8 +42,30 @@ def foreground(labels: Mapping[str, str] | Mapping[int, str]) -> dict[int, str]:
 
 
 def lateral_names(labels: Mapping[str, str] | Mapping[int, str]) -> list[str]:
-    """Return the names of a label map that tell left from right, such as "kidney_left" or "L kidney"."""
-    return [name for name in labels.values() if LEFT_OR_RIGHT.search(name.lower())]
+    """Return the names of a label map that tell left from right, such as "kidney_left", "LH" or "KidneyL".
+
+    Of short words, such as "l" and "r", both sides must be there: "L1" is a vertebra.
+    """
+    words = {name: _words(name) for name in labels.values()}
+    texts = set(map(tuple, words.values()))
+    return [name for name, own in words.items() if _is_lateral(own, texts)]
+
+
+def _words(name: str) -> list[str]:
+    """Return the words of a name in lower case: "KidneyL" and "kidney_l" are ["kidney", "l"]."""
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    return re.findall(r"[a-z]+|[0-9]+", parted.lower())
+
+
+def _is_lateral(words: Sequence[str], others: set[tuple[str, ...]]) -> bool:
+    """Return whether one of the words names a side, by itself or because the other side is named too."""
+    for place, word in enumerate(words):
+        if word.startswith(("left", "right", "sinist", "dext")):
+            return True
+        other = SIDES.get(word) or {b: a for a, b in SIDES.items()}.get(word)
+        if other and (*words[:place], other, *words[place + 1 :]) in others:
+            return True
+    return False
 
 
 def _value_problems(names: Mapping[int, str]) -> list[str]:

@@ -7,6 +7,7 @@ size bears it out, so that a damaged one can't ask for more memory than the file
 
 import contextlib
 import gzip
+import itertools
 import logging
 import re
 import threading
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import nibabel
 import numpy as np
 import SimpleITK as sitk
+from nibabel.affines import apply_affine
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike, NDArray
@@ -48,6 +50,7 @@ class Header(NamedTuple):
         dtype: of the voxels as they are read, after scaling.
         pixdim: NIfTI's own spacing fields, as stored; None in other formats.
         unit: NIfTI's unit of length ("mm", "meter", "micron", "unknown"); "mm" in other formats.
+        qform_away_mm: how far a corner voxel lies apart by NIfTI's qform and sform, where both are there.
     """
 
     shape: tuple[int, ...]
@@ -55,6 +58,7 @@ class Header(NamedTuple):
     dtype: np.dtype[Any]
     pixdim: tuple[float, float, float] | None = None
     unit: str = "mm"
+    qform_away_mm: float = 0.0
 
 
 class Volume(NamedTuple):
@@ -212,7 +216,19 @@ def _nifti_header(path: Path) -> Header:
     x, y, z = (float(size) for size in header["pixdim"][1:4])
     shape = tuple(int(length) for length in image.shape)
     unit = image.header.get_xyzt_units()[0]
-    return Header(shape, _check_affine(path, image.affine), np.dtype(np.float32) if scaled else dtype, (x, y, z), unit)
+    affine = _check_affine(path, image.affine)
+    away = _qform_away_mm(image, affine)
+    return Header(shape, affine, np.dtype(np.float32) if scaled else dtype, (x, y, z), unit, away)
+
+
+def _qform_away_mm(image: nibabel.Nifti1Image, affine: NDArray[np.float64]) -> float:
+    """Return how far a corner voxel's centre by the qform lies from that by the sform, or 0 where one is not set."""
+    if not (image.header["qform_code"] > 0 and image.header["sform_code"] > 0):
+        return 0.0
+    sizes = (*image.shape, 1, 1, 1)[:3]
+    corners = np.array(list(itertools.product(*((0, size - 1) for size in sizes))))
+    apart = apply_affine(image.header.get_qform(), corners) - apply_affine(affine, corners)
+    return float(np.linalg.norm(apart, axis=1).max())
 
 
 def _nifti_array(path: Path, header: Header) -> NDArray[Any]:

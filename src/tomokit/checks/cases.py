@@ -23,8 +23,11 @@ SMALLEST_SPACING_MM, LARGEST_SPACING_MM = 0.05, 15.0
 SPACING_TOLERANCE = 1e-3  # relative, between two files
 ANGLE_TOLERANCE = np.sin(np.deg2rad(0.1))
 PIXDIM_TOLERANCE = 0.01  # relative, within one header
+QFORM_TOLERANCE = 0.5  # voxels
 HU_LOWEST, HU_HIGHEST = -1100, 4096
-UNSCALED_MEDIAN = 500  # tissue's stored value, with air at 0; in HU no more than bone reaches it
+FEWEST_NEGATIVE = 0.001  # share of voxels; in HU air, fat and noise are negative
+LARGEST_STORED_LOW, SMALLEST_STORED_SHARE = -200, 0.1  # air about 0 and tissue about 1000, as stored values are
+SMALLEST_RANGE_HU = 50  # the noise of a scan alone has more
 SLAB_VOXELS = 1 << 22
 SAMPLE_VOXELS = 1 << 18
 MOST_LABEL_VALUES = 4096  # more distinct values than any label map has
@@ -49,7 +52,10 @@ class View(NamedTuple):
 
 
 class Channel(NamedTuple):
-    """The intensities of one image: extremes, the 1st, 50th and 99th percentile, and the stored type."""
+    """The intensities of one image: extremes, the 1st, 50th and 99th percentile, and the stored type.
+
+    `negative` and `dense` are the shares of voxels below 0, and from 900 to 1200: bone in HU, tissue as stored.
+    """
 
     minimum: float
     low: float
@@ -57,6 +63,8 @@ class Channel(NamedTuple):
     high: float
     maximum: float
     dtype: str
+    negative: float
+    dense: float
 
 
 @dataclass(eq=False)
@@ -69,9 +77,9 @@ class Case:
     findings: list[Finding] = field(default_factory=list)
     header: Header | None = None  # of the first image
     channels: list[Channel] = field(default_factory=list)
-    image_digest: str | None = None
+    image_digests: list[str] = field(default_factory=list)  # one per image
     label_digest: str | None = None
-    descriptor: NDArray[np.float16] | None = None
+    descriptors: list[NDArray[np.float16] | None] = field(default_factory=list)  # one per image; None where it is flat
     regions: dict[int, Region] | None = None  # by label value; None without a label file
     fit: Fit | None = None
     view: View | None = None
@@ -113,6 +121,7 @@ def examine_case(
     case.header = headers[0]
     label = entry.get("label")
     label_header = _read_header(case, label) if isinstance(label, str) else None
+    _check_spacings(case, [*zip(images, headers, strict=True), (label, label_header)])
     if label is not None and not isinstance(label, str):
         _check_classes(case, label, expected)
     _compare_grids(case, [*zip(images, headers, strict=True), (label, label_header)])
@@ -154,8 +163,24 @@ def _read_header(case: Case, path: str) -> Header | None:
         return None
     if suffix_of(path) not in NIFTI:
         case.add("format", f"{name} is not NIfTI (.nii, .nii.gz)")
-    _check_spacing(case, name, header)
     return header
+
+
+def _check_spacings(case: Case, files: Sequence[tuple[Any, Header | None]]) -> None:
+    """Note what is wrong with the spacing of each file, once for files that tell the same."""
+    seen: list[Header] = []
+    for path, header in files:
+        if header is None or any(_tell_same(header, other) for other in seen):
+            continue
+        seen.append(header)
+        _check_spacing(case, _in_set(path), header)
+
+
+def _tell_same(a: Header, b: Header) -> bool:
+    """Return whether two headers tell the same spacing and directions."""
+    return (a.pixdim, a.unit, a.qform_away_mm) == (b.pixdim, b.unit, b.qform_away_mm) and np.array_equal(
+        a.affine[:3, :3], b.affine[:3, :3]
+    )
 
 
 def _check_spacing(case: Case, name: str, header: Header) -> None:
@@ -171,13 +196,15 @@ def _check_spacing(case: Case, name: str, header: Header) -> None:
         case.add("spacing_implausible", f"{name} has a spacing of {shown} mm")
     elif header.unit not in ("mm", "unknown"):
         case.add("spacing_implausible", f"{name} gives its spacing of {shown} in {header.unit}")
+    cosines = header.affine[:3, :3] / spacing
+    skew = float(np.abs(cosines.T @ cosines - np.eye(3)).max())
+    if skew > ANGLE_TOLERANCE:
+        case.add("not_orthogonal", f"{name} has axes {np.rad2deg(np.arcsin(min(1.0, skew))):.1f}° off the right angle")
     if pixdim is not None and (abs(pixdim - spacing) > PIXDIM_TOLERANCE * spacing)[real].any():
         case.add("header_inconsistent", f"{name} has pixdim {pixdim.round(4).tolist()}, its affine {shown} mm")
-    cosines = header.affine[:3, :3] / spacing
-    skew = np.abs(cosines.T @ cosines - np.eye(3)).max()
-    if skew > ANGLE_TOLERANCE:
-        degrees = np.rad2deg(np.arcsin(min(1.0, float(skew))))
-        case.add("not_orthogonal", f"{name} has axes {degrees:.1f}° off the right angle")
+    elif skew <= ANGLE_TOLERANCE and header.qform_away_mm > QFORM_TOLERANCE * spacing.min():  # a qform has no skew
+        evidence = f"{name} has a qform and an sform whose corners lie up to {header.qform_away_mm:.3g} mm apart"
+        case.add("header_inconsistent", evidence)
 
 
 def _compare_grids(case: Case, files: Sequence[tuple[Any, Header | None]]) -> None:
@@ -278,7 +305,6 @@ def _read_images(
     measured: bool,
 ) -> None:
     """Read each image's voxels, note their faults, and measure what the comparison needs."""
-    digest = hashlib.blake2b(digest_size=16)
     fits: list[Fit] = []
     for number, (path, header) in enumerate(zip(paths, headers, strict=True)):
         if header is None:
@@ -294,7 +320,7 @@ def _read_images(
         sound = _check_intensities(case, Path(path).name, array, channel, kind)
         if not measured:
             continue
-        _update(digest, array)
+        case.image_digests.append(_digest(array))
         turn = io_orientation(header.affine)
         image = apply_orientation(array, turn)
         fitting = label is not None and label.shape == array.shape
@@ -304,9 +330,8 @@ def _read_images(
         if number == 0:
             spacing = np.array(spacing_from_affine(header.affine))[np.argsort(turn[:, 0])]
             case.view = _view(image, turned, spacing, channel)
-            case.descriptor = describe_image(image) if sound else None
+        case.descriptors.append(describe_image(image) if channel.minimum < channel.maximum else None)
     if measured:
-        case.image_digest = digest.hexdigest() if len(case.channels) == len(paths) else None
         case.fit = max(fits, key=lambda fit: fit.information, default=None)
         _measure_label(case, label)
 
@@ -319,7 +344,8 @@ def _describe_channel(array: NDArray[Any]) -> Channel:
     low, median, high = np.percentile(sample, [1, 50, 99]) if sample.size else (0.0, 0.0, 0.0)
     lowest = min((a for a, _ in extremes), default=0.0)
     highest = max((b for _, b in extremes), default=0.0)
-    return Channel(lowest, float(low), float(median), float(high), highest, str(array.dtype))
+    shares = [float(np.mean(part)) if sample.size else 0.0 for part in (sample < 0, (sample > 900) & (sample < 1200))]
+    return Channel(lowest, float(low), float(median), float(high), highest, str(array.dtype), *shares)
 
 
 def _check_intensities(case: Case, name: str, array: NDArray[Any], channel: Channel, kind: str) -> bool:
@@ -334,7 +360,7 @@ def _check_intensities(case: Case, name: str, array: NDArray[Any], channel: Chan
         case.add("constant_image", f"{name} is {channel.minimum:g} everywhere")
     elif kind.upper() == "CT":
         shown = f"from {channel.minimum:g} to {channel.maximum:g}, median {channel.median:g}"
-        if channel.minimum >= 0 and (channel.high > UNSCALED_MEDIAN or channel.maximum <= 255):
+        if _is_unscaled(channel):
             case.add("hu_not_rescaled", f"{name} runs {shown}")
         elif channel.minimum < HU_LOWEST or channel.maximum > HU_HIGHEST:
             case.add("hu_out_of_range", f"{name} runs {shown} HU")
@@ -342,12 +368,19 @@ def _check_intensities(case: Case, name: str, array: NDArray[Any], channel: Chan
     return len(case.findings) == before
 
 
+def _is_unscaled(channel: Channel) -> bool:
+    """Return whether a CT's intensities are no HU: hardly any below 0, much where only dense bone is, or no range."""
+    stored = channel.low > LARGEST_STORED_LOW and channel.dense > SMALLEST_STORED_SHARE
+    return channel.negative < FEWEST_NEGATIVE or stored or channel.maximum - channel.minimum < SMALLEST_RANGE_HU
+
+
 def describe_image(image: NDArray[Any]) -> NDArray[np.float16]:
     """Return an image (X, Y, Z) shrunk to 24 blocks an axis, with mean 0 and length 1; axes of one slice stay one.
 
     Blind to the range of intensities, to the encoding and to the number of voxels.
     """
-    shrunk = image.astype(np.float32) if image.size <= SLAB_VOXELS else image
+    finite = np.nan_to_num(image, posinf=0, neginf=0) if image.dtype.kind == "f" else image
+    shrunk = finite.astype(np.float32) if image.size <= SLAB_VOXELS else finite
     for axis, size in enumerate(image.shape):
         target = min(DESCRIPTOR_SIZE, size) if size == 1 else DESCRIPTOR_SIZE
         shrunk = _shrink(shrunk, axis, target)
@@ -373,17 +406,16 @@ def _measure_label(case: Case, label: NDArray[Any] | None) -> None:
     if label is None or case.header is None or label.shape != case.header.shape[:3]:
         return
     if label.any():
-        digest = hashlib.blake2b(digest_size=16)
-        _update(digest, label)
-        case.label_digest = digest.hexdigest()
+        case.label_digest = _digest(label)
     case.regions = measure_regions(label, case.header.affine)
 
 
-def _update(digest: "hashlib.blake2b", array: NDArray[Any]) -> None:
-    """Feed an array's shape and values into a digest, whatever type they are stored as."""
-    digest.update(str(array.shape).encode())
+def _digest(array: NDArray[Any]) -> str:
+    """Return a hash of an array's shape and values, whatever type they are stored as."""
+    digest = hashlib.blake2b(str(array.shape).encode(), digest_size=16)
     for slab in _slabs(array):
         digest.update(np.ascontiguousarray(slab, np.float32).tobytes())
+    return digest.hexdigest()
 
 
 def _slabs(array: NDArray[Any]) -> Iterator[NDArray[Any]]:

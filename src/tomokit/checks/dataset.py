@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,11 +65,12 @@ def check_dataset(dataset_dir: str | Path, progress: bool = True) -> Report:
     expected = Expected(frozenset(map(int, labels)) if labels else None, modality)
     cases = _examine(entries, expected, progress)
     findings = [finding for case in cases for finding in case.findings]
-    findings += _orphans(folder, entries)
+    orphans = _orphans(folder, entries)
+    findings += orphans
     if not any(case.is_readable for case in cases):
         findings.append(Finding(None, "unusable", f"none of {len(cases)} cases could be read"))
     else:
-        findings += _compare(folder, entries, cases, labels)
+        findings += _compare(folder, entries, cases, labels, orphans)
     return Report(str(content.get("name", folder.name)), labels, cases, sorted(findings, key=_order))
 
 
@@ -139,18 +140,23 @@ def _orphans(folder: Path, entries: Sequence[Entry]) -> list[Finding]:
     return [Finding(case, "orphan", f"not in dataset.json: {', '.join(files)}") for case, files in lost.items()]
 
 
-def _compare(folder: Path, entries: Sequence[Entry], cases: Sequence[Case], labels: Mapping[str, str]) -> list[Finding]:
+def _compare(
+    folder: Path, entries: Sequence[Entry], cases: Sequence[Case], labels: Mapping[str, str], orphans: Sequence[Finding]
+) -> list[Finding]:
     """Return what shows only beside the other cases; what follows from another finding is not told again."""
     folds, stale = _read_folds(folder, entries)
     pairs = list(compare_pairs(cases, folds))
     leaks = any(finding.kind == "patient_leak" for finding in pairs)
     explained = {finding.case for finding in pairs if finding.kind != "patient_leak"}
+    lost = {finding.case for finding in orphans}
     alone = [
         finding
         for finding in compare_cases(cases, labels)
         if not (finding.kind == "label_does_not_fit" and finding.case in explained)
+        and not (finding.kind == "orphan" and finding.case in lost)
     ]
-    changed = leaks or any(f.kind in CHANGED_ENTRIES for f in [*alone, *(f for case in cases for f in case.findings)])
+    told = [*orphans, *alone, *(finding for case in cases for finding in case.findings)]
+    changed = leaks or any(finding.kind in CHANGED_ENTRIES for finding in told)
     return ([] if changed else stale) + pairs + alone
 
 
@@ -162,21 +168,31 @@ def _read_folds(folder: Path, entries: Sequence[Entry]) -> tuple[list[Fold], lis
         folds = [{part: [entry["case"] for entry in entries if entry["section"] == part] for part in PARTS}]
         return folds, []
     try:
-        count = len(read_json(path)["folds"])
-        folds = [read_split(path, fold) for fold in range(count)]
+        content = read_json(path)
+        folds = [dict(read_split(path, fold)) for fold in range(len(content["folds"]))]
     except (TomokitError, TypeError, KeyError) as error:
         return [], [Finding(None, "stale_split", str(error))]
+    robustness = content.get("robustness", [])
+    folds = [{**fold, "robustness": robustness} for fold in folds]
     labelled = [entry for entry in entries if "label" in entry]
     known = {entry["case"] for entry in labelled}
-    unknown = sorted({name for fold in folds for names in fold.values() for name in names} - known)
-    if unknown:
-        shown = f"{', '.join(unknown[:5])}{' …' if len(unknown) > 5 else ''}"
-        return folds, [Finding(None, "stale_split", f"splits.json names {shown}, no labelled case of dataset.json")]
+    named = {name for fold in folds for names in fold.values() for name in names}
+    if named - known:
+        return folds, [Finding(None, "stale_split", f"splits.json names {_few(named - known)}, no labelled case")]
+    lost = known - named - set(content.get("left_out", []))
+    if lost and "hash" in content:
+        return folds, [Finding(None, "stale_split", f"splits.json has no place for {_few(lost)}")]
     try:
         read_split(path, 0, labelled)
     except TomokitError as error:
         return folds, [Finding(None, "stale_split", " ".join(str(error).split()))]
     return folds, []
+
+
+def _few(names: Iterable[str]) -> str:
+    """Return the first names in order."""
+    ordered = sorted(names)
+    return ", ".join(ordered[:5]) + (" …" if len(ordered) > 5 else "")
 
 
 def _order(finding: Finding) -> tuple[bool, int, bool, str]:

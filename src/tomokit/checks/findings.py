@@ -99,8 +99,9 @@ KINDS = {
     ),
     "header_inconsistent": Kind(
         WARNING,
-        "a NIfTI header's pixdim and its affine tell different spacings (by more than 1 %)",
-        "find out which is true and write it to both; tomokit goes by the affine",
+        "a NIfTI header tells two spacings (pixdim and affine, by more than 1 %) or two places (qform and sform, by "
+        "more than half a voxel)",
+        "find out which is true and write it to both; the sform counts where there is one",
     ),
     "not_orthogonal": Kind(
         ERROR,
@@ -111,7 +112,8 @@ KINDS = {
     "constant_image": Kind(ERROR, "all voxels of an image have one value", "export the image again"),
     "hu_not_rescaled": Kind(
         ERROR,
-        "a CT image holds stored or rescaled values, not HU: no voxel is negative",
+        "a CT image holds stored or rescaled values, not HU: hardly a voxel is negative, tissue lies about 1000, or "
+        "all values lie within 50",
         "apply the DICOM rescale slope and intercept (most often −1024), or import from DICOM; where no HU are meant, "
         "name the modality otherwise",
     ),

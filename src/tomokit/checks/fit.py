@@ -19,6 +19,7 @@ class Fit(NamedTuple):
         mirrored: for each axis x, y, z (RAS), the information of the mirrored label over the label's own.
         moved: the largest information of the label moved along one axis, over its own.
         shift: that move, in voxels along x, y, z.
+        voxels: of the thinned grid; in few of them chance weighs more.
         class_ranks: for each class value, the mean and deviation of its voxels' intensity ranks, 0 to 1.
     """
 
@@ -26,6 +27,7 @@ class Fit(NamedTuple):
     mirrored: tuple[float, float, float]
     moved: float
     shift: tuple[int, int, int]
+    voxels: int
     class_ranks: dict[int, tuple[float, float]]
 
 
@@ -54,7 +56,8 @@ def measure_fit(image: NDArray, label: NDArray) -> Fit | None:
     entropy = float(-(shares * np.log(shares)).sum())
     best = max(moves, key=lambda shift: moves[shift], default=(0, 0, 0))
     x, y, z = (value / own for value in mirrored)
-    return Fit(own / entropy, (x, y, z), moves.get(best, own) / own, best, _class_ranks(image[thin], label[thin]))
+    moved = moves.get(best, own) / own
+    return Fit(own / entropy, (x, y, z), moved, best, bins.size, _class_ranks(image[thin], label[thin]))
 
 
 def _bin(image: NDArray) -> tuple[NDArray[np.intp], int]:

@@ -1,7 +1,7 @@
 """Pairs of cases that are too alike, and patients on both sides of a split."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,19 +33,20 @@ def compare_pairs(cases: Sequence[Case], folds: Sequence[Fold]) -> Iterator[Find
     """
     sides = _sides(folds)
     yield from _patient_leaks(cases, sides)
+    yield from _same_channels(cases)
     told: set[frozenset[str]] = set()
-    for first, second in _same(cases, "image_digest"):
-        told.add(frozenset((first.name, second.name)))
+    for first, second in _same(cases, lambda case: case.image_digests, told):
         across = _across(first, second, sides)
         yield from _both(first, second, "image_leak" if across else "duplicate_image", "the same image as", across)
-    for first, second in _same(cases, "label_digest"):
-        if frozenset((first.name, second.name)) not in told:
-            yield from _both(first, second, "duplicate_label", "the same label as")
-    for first, second, correlation in _nearly_same(cases):
-        across = _across(first, second, sides)
-        if across and frozenset((first.name, second.name)) not in told and first.patient != second.patient:
-            told_first = f"its image correlates {correlation:.4f} with that of"
-            yield from _both(first, second, "near_duplicate_leak", told_first, across)
+    for number in range(max((len(case.descriptors) for case in cases), default=0)):
+        for first, second, correlation in _nearly_same(cases, number):
+            pair, across = frozenset((first.name, second.name)), _across(first, second, sides)
+            if across and pair not in told and first.patient != second.patient:
+                told.add(pair)
+                evidence = f"image {number} correlates {correlation:.4f} with that of"
+                yield from _both(first, second, "near_duplicate_leak", evidence, across)
+    for first, second in _same(cases, lambda case: [case.label_digest] if case.label_digest else [], told):
+        yield from _both(first, second, "duplicate_label", "the same label as")
 
 
 def _both(first: Case, second: Case, kind: str, evidence: str, across: str | None = None) -> Iterator[Finding]:
@@ -89,31 +90,41 @@ def _patient_leaks(cases: Sequence[Case], sides: Mapping[str, Sequence[str | Non
                 break
 
 
-def _same(cases: Sequence[Case], attribute: str) -> Iterator[tuple[Case, Case]]:
-    """Yield the first case and each later one whose digests are equal."""
-    first_with: dict[Any, Case] = {}
+def _same_channels(cases: Sequence[Case]) -> Iterator[Finding]:
+    """Yield the cases that have one image under two channels."""
     for case in cases:
-        digest = getattr(case, attribute)
-        if digest is None:
-            continue
-        if digest in first_with:
-            yield first_with[digest], case
-        first_with.setdefault(digest, case)
+        if case.is_sound and len(set(case.image_digests)) < len(case.image_digests):
+            yield Finding(case.name, "duplicate_image", "two of its own images are the same")
 
 
-def _nearly_same(cases: Sequence[Case]) -> Iterator[tuple[Case, Case, float]]:
-    """Yield the pairs of cases whose images correlate, in any of eight flips, with the correlation."""
-    by_shape: dict[tuple[int, ...], list[Case]] = {}
+def _same(
+    cases: Sequence[Case], digests: Callable[[Case], Sequence[str]], told: set[frozenset[str]]
+) -> Iterator[tuple[Case, Case]]:
+    """Yield the first case and each later one with an equal digest, and note the pair as told; told ones are left."""
+    first_with: dict[str, Case] = {}
     for case in cases:
-        if case.descriptor is not None:
-            by_shape.setdefault(case.descriptor.shape, []).append(case)
+        for digest in digests(case):
+            first = first_with.setdefault(digest, case)
+            pair = frozenset((first.name, case.name))
+            if first is not case and pair not in told:
+                told.add(pair)
+                yield first, case
+
+
+def _nearly_same(cases: Sequence[Case], number: int) -> Iterator[tuple[Case, Case, float]]:
+    """Yield the pairs of cases whose images of one channel correlate, in any of eight flips, with the correlation."""
+    by_shape: dict[tuple[int, ...], list[tuple[Case, NDArray[np.float16]]]] = {}
+    for case in cases:
+        descriptor = case.descriptors[number] if len(case.descriptors) > number else None
+        if descriptor is not None:
+            by_shape.setdefault(descriptor.shape, []).append((case, descriptor))
     for members in by_shape.values():
-        descriptors = np.stack([case.descriptor for case in members if case.descriptor is not None])
+        descriptors = np.stack([descriptor for _, descriptor in members])
         limit = NEARLY_SAME if len(members) >= FEW else NEARLY_SAME_OF_FEW
         first, second = np.nonzero(np.triu(correlate(_coarsen(descriptors)), 1) > SHORTLISTED)
         best = _correlate_pairs(descriptors, first, second)
-        for number in np.flatnonzero(best > limit):
-            yield members[first[number]], members[second[number]], float(best[number])
+        for place in np.flatnonzero(best > limit):
+            yield members[first[place]][0], members[second[place]][0], float(best[place])
 
 
 def _coarsen(descriptors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
