@@ -6,6 +6,7 @@ import json
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from tomokit.cli import app
@@ -216,3 +217,27 @@ def test_a_table_of_paths_may_not_leave_its_folder(tmp_path):
     path = write_table(tmp_path / "in/list.csv", name=["a"])
     with pytest.raises(TomokitError, match=r"the columns \[\] hold paths of volumes, of which \[\] are labels; give"):
         import_dataset(path, tmp_path / "new")
+
+
+@pytest.mark.parametrize("form", ["{kind}/{number}.png", "{part}/{kind}/{kind}_{number}.png"])
+def test_folders_of_pictures_are_classes_and_no_patients(tmp_path, form):
+    for number in range(6):
+        for kind in ("dog", "cat"):
+            path = tmp_path / "in" / form.format(kind=kind, number=number, part="train" if number < 4 else "val")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((5, 4), 20 * number, np.uint8)).save(path)
+    report, content, entries = bring(tmp_path / "in", tmp_path)
+    assert content["labels"] == {"0": "cat", "1": "dog"} and len(entries) == 12
+    assert sorted(entry["label"] for entry in entries.values()) == [0] * 6 + [1] * 6
+    assert len({entry["patient"] for entry in entries.values()}) == 12
+    assert "classes are the folders: cat, dog" in report.found
+
+
+def test_folders_of_pictures_named_like_patients_are_no_classes(tmp_path):
+    for patient in ("patient01", "patient02"):
+        for number in range(3):
+            path = tmp_path / "in" / patient / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((5, 4), 20 * number, np.uint8)).save(path)
+    _, content, entries = bring(tmp_path / "in", tmp_path)
+    assert len(entries) == 6 and not any("label" in entry for entry in entries.values())

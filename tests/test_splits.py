@@ -396,3 +396,11 @@ def test_a_table_tells_several_labels_and_volumes(capsys):
     assert "as [given]" in output and "robustness" in output
     assert "0: 1 (100%), 1: 0 (0%)" in output and "0: 1 (100%), 1: 1 (100%)" in output
     assert "12.3 " in output and "0.01 " in output
+
+
+def test_too_few_patients_are_counted_right():
+    entries = [{"case": name, "patient": name, "label": 0} for name in "ab"]
+    with pytest.raises(TomokitError, match="needs labelled cases of at least 3 patients, got 2; add some"):
+        draw_split(entries, 0)
+    with pytest.raises(TomokitError, match="at least 2 patients, got 1"):
+        draw_split(entries[:1], 0, {"test": entries[1:]})

@@ -71,6 +71,9 @@ def draw_split(
     strata = strata or class_strata(entries)
     training, test = list(entries), list(given.get("test") or [])
     validation = list(given.get("validation") or [])
+    count, least = len({str(entry["patient"]) for entry in training}), 1 + (not test) + (not validation)
+    if count < least:
+        raise TomokitError(f"this split needs labelled cases of at least {least} patients, got {count}; add some")
     if not test:
         training, test = hold_out(training, 0.25 if validation else 0.2, seed, strata)
     if not validation:

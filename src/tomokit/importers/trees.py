@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tomokit.importers.records import FOLDERS, Case, Plan, file_source, words
-from tomokit.volumes import stem_of, suffix_of
+from tomokit.volumes import PICTURES, stem_of, suffix_of
 
 GENERIC_LABEL_WORDS = frozenset(
     words(
@@ -34,6 +34,7 @@ KINDS = {"ct": "CT", "mr": "MRI", "mri": "MRI", "pet": "PET"} | {
 }
 CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net's case_0000
 MOST_CHANNELS = 20
+MOST_CLASS_FOLDERS = 50
 SEVERAL = "cases with several label files, of which none was taken (give --labels FOLDER with one per case)"
 
 
@@ -62,8 +63,11 @@ def plan_tree(paths: Sequence[Path], root: Path, kind: str) -> Plan:
     by_folder = any(place.role == "label" for place in places)
     labels = [place for place in places if (place.role == "label" if by_folder else _is_label(place))]
     images = [place for place in places if place not in set(labels)]
-    channels = _folder_channels(images, labels)
-    if channels:
+    pictures = all(suffix_of(image.path) in PICTURES for image in images)
+    channels = [] if pictures else _folder_channels(images, labels)
+    if pictures and not labels and (classes := _class_folders(images)):
+        plan.cases = _cases_by_class(plan, images, classes)
+    elif channels:
         plan.cases = _cases_by_folder(plan, images, channels, root)
     else:
         plan.cases = _cases_by_file(plan, images, labels)
@@ -234,6 +238,28 @@ def _cases_by_file(plan: Plan, images: Sequence[Place], labels: Sequence[Place])
         keys = (stem, *(image.name for image in found))
         sources = [file_source(image.path) for image in found]
         cases.append(Case(stem, sources, None, section or "training", folders=folders, keys=keys))
+    return cases
+
+
+def _class_folders(images: Sequence[Place]) -> list[str]:
+    """Return the names of the folders when they are classes, as in benign/ and malignant/, else an empty list.
+
+    They are when each picture lies in one folder beside parts and roles, and there are two and at most 50 of them,
+    whose names hold no number other than as a whole ("0", "1") or after "class".
+    """
+    names = sorted({image.folders[0] for image in images if len(image.folders) == 1})
+    plain = all(name.isdecimal() or name.lower().startswith("class") or not re.search(r"\d", name) for name in names)
+    alone = all(len(image.folders) == 1 for image in images)
+    return names if alone and plain and 2 <= len(names) <= MOST_CLASS_FOLDERS and len(images) > len(names) else []
+
+
+def _cases_by_class(plan: Plan, images: Sequence[Place], classes: Sequence[str]) -> list[Case]:
+    """Return a case per picture, whose class is its folder; patients are not known."""
+    cases = _one_per_file(images)
+    for case in cases:
+        case.label, case.patient = classes.index(case.folders[0]), None
+    plan.labels = dict(enumerate(classes))
+    plan.told.append(f"classes are the folders: {', '.join(classes)}")
     return cases
 
 
