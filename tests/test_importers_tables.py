@@ -239,5 +239,5 @@ def test_folders_of_pictures_named_like_patients_are_no_classes(tmp_path):
             path = tmp_path / "in" / patient / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((5, 4), 20 * number, np.uint8)).save(path)
-    _, content, entries = bring(tmp_path / "in", tmp_path)
+    _, _, entries = bring(tmp_path / "in", tmp_path)
     assert len(entries) == 6 and not any("label" in entry for entry in entries.values())
