@@ -104,7 +104,7 @@ def rewrite(path: str, change) -> None:
     """Change a volume's voxels, its file's size and time of change as they were."""
     before = Path(path).stat()
     image = nibabel.load(path)
-    content = change(np.asarray(image.dataobj))
+    content = change(np.asarray(image.dataobj).copy())  # not the mapped file that is overwritten
     nibabel.save(nibabel.Nifti1Image(content, image.affine, image.header), path)
     assert Path(path).stat().st_size == before.st_size
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
