@@ -543,3 +543,38 @@ def test_many_findings_of_a_kind_are_shortened(plant, capsys):
 
 def test_the_documented_kinds_are_the_known_ones():
     assert render_kinds() in DOCS.read_text()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {},
+        {"patient": "p"},
+        {"image": "a.nii.gz", "label": {"a": 1}},
+        {"image": "a.nii.gz", "label": [[1], [0]]},
+        {"image": "a.nii.gz", "clinical": [1]},
+        {"image": "a\0b.nii.gz", "label": 1},
+    ],
+)
+def test_a_malformed_entry_makes_a_set_unusable_without_a_traceback(plant, entry):
+    copy = plant()
+    copy.describe(lambda content: content["training"].append(entry))
+    (finding,) = check_dataset(copy.folder, progress=False).findings
+    assert finding.kind == "unusable" and "`training` entry 8" in finding.evidence
+
+
+def test_names_too_long_and_lists_of_another_length_are_findings(plant):
+    copy = plant("classes")
+    set_key("label", [1, 0, 1])(copy)
+    copy.describe(lambda content: content.update(labels={"1": "a", "2": "b"}))
+    assert ("case_003", "label_outside_map") in found(copy.folder)
+    copy = plant("ct")
+    set_key("image", f"imagesTr/{'x' * 300}.nii.gz")(copy)
+    assert ("x" * 300, "unreadable") in found(copy.folder)
+
+
+def test_a_huge_label_value_takes_no_memory(plant):
+    copy = plant()
+    copy.describe(lambda content: content.pop("labels"))
+    copy.change(lambda a: np.where(a == 3, np.uint32(2_000_000_000), a.astype(np.uint32)), kind="labels")
+    assert found(copy.folder) == {("case_003", "label_outside_map")}

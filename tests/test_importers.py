@@ -96,7 +96,7 @@ def test_folders_side_by_side_in_metaimage_keep_voxels_and_places(tmp_path):
     np.testing.assert_array_equal(read_volume(cases["a"]["label"]).array, mask(0, 1, 2))
     assert description(report)["labels"] == {"0": "background", "1": "label_1", "2": "label_2"}
     assert "modality" not in description(report)
-    assert any("give --modality CT" in line for line in report.found)
+    assert any("give it with --modality, once for each channel: CT" in line for line in report.found)
 
 
 @pytest.mark.parametrize("suffix", [".mha", ".nrrd", ".nhdr", ".nii", ".nii.gz"])
@@ -485,3 +485,11 @@ def test_the_command_prints_what_it_found(tmp_path):
         "  spacing: 1.913 × 1.828 × 2.922 mm",
     ]
     assert lines[-1] == f"next: tomokit check {tmp_path / 'new'}"
+
+
+def test_the_current_folder_can_be_the_target_and_is_made_whole(tmp_path, monkeypatch):
+    write(tmp_path / "in" / "a.nii.gz", noise(1))
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path / "new")
+    import_dataset(tmp_path / "in", ".")
+    assert (tmp_path / "new" / "dataset.json").is_file()

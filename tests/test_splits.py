@@ -404,3 +404,18 @@ def test_too_few_patients_are_counted_right():
         draw_split(entries, 0)
     with pytest.raises(TomokitError, match="at least 2 patients, got 1"):
         draw_split(entries[:1], 0, {"test": entries[1:]})
+
+
+def test_each_part_has_the_rare_class_though_two_patients_have_most_of_it():
+    counts = {f"rare{number}": count for number, count in enumerate((22, 22, 2, 1, 1))} | {
+        f"p{n}": 3 for n in range(65)
+    }
+    entries = [
+        {"case": f"{patient}_{number}", "patient": patient, "label": int(patient.startswith("rare"))}
+        for patient, count in counts.items()
+        for number in range(count)
+    ]
+    label = {entry["case"]: entry["label"] for entry in entries}
+    for seed in range(10):
+        parts = draw_split(entries, seed)
+        assert all(any(label[name] for name in names) for names in parts.values()), seed

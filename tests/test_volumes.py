@@ -213,3 +213,17 @@ def test_a_text_header_that_itk_would_crash_on_is_refused(tmp_path, array, field
     path.write_text("\n".join([*lines[:1], f"{field} = {value}", *lines[1:]]))
     with pytest.raises(TomokitError, match=re.escape(message)):
         read_header(path)
+
+
+@pytest.mark.parametrize("before", [" ", "\t", "\n"])
+def test_blanks_and_empty_lines_hide_no_data_file(tmp_path, array, before):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    (tmp_path / "secret.raw").write_bytes(array.tobytes())
+    path = write_metaimage(folder, "../secret.raw")
+    path.write_text(path.read_text().replace("ElementDataFile", f"{before}ElementDataFile"))
+    with pytest.raises(TomokitError, match=r"points to \.\./secret\.raw, outside its own folder"):
+        read_header(path)
+    path.write_text("Comment = x\n" * 10_000 + path.read_text())
+    with pytest.raises(TomokitError, match="names no data file in its first 64 KiB"):
+        read_header(path)

@@ -131,6 +131,8 @@ def get_dataset(name: str, to: str | Path | None = None, source: str | Path | No
         return given.resolve()
     target = Path(to).expanduser() if to else data_root() / name
     if (target / "dataset.json").is_file():
+        if to is not None:
+            raise TomokitError(f"{target} holds a data set already; give another folder, or delete this one")
         logger.info("%s is already there", target)
     elif name in PHANTOMS:
         make, modality = PHANTOMS[name]

@@ -10,6 +10,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
@@ -197,9 +198,9 @@ def _draw(title: str, unit: str, series: Mapping[str, NDArray[Any]]) -> str:
     edges = np.geomspace(low, high, BINS + 1) if wide else np.linspace(low, high, BINS + 1)
     figure = Figure(figsize=CHART_INCHES, layout="constrained")
     axes = figure.subplots()
-    axes.hist(
-        list(series.values()), edges.tolist(), stacked=True, color=list(COLOURS[: len(series)]), label=list(series)
-    )
+    for (name, one), colour in zip(series.items(), COLOURS, strict=False):
+        axes.hist(one, edges.tolist(), histtype="stepfilled", alpha=0.55, color=colour, edgecolor=colour, label=name)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(title=title, xlabel=unit, ylabel="cases", xscale="log" if wide else "linear")
     axes.title.set_fontsize(10)
     axes.legend(fontsize=7, frameon=False)

@@ -35,8 +35,11 @@ def get_data(
 ) -> None:
     """Make a phantom set, or download a set or take it from a local folder: verified, with its splits."""
     from tomokit.catalogue import get_dataset
+    from tomokit.datasets import data_root
 
-    typer.echo(get_dataset(name, to, source))
+    there = ((to or data_root() / name) / "dataset.json").is_file()
+    folder = get_dataset(name, to, source)
+    typer.echo(f"{folder} was there already; delete it to get it anew" if there else folder)
 
 
 @app.command()
@@ -82,11 +85,11 @@ def check(
     from tomokit.files import write_json
 
     report = check_dataset(dataset)
+    print_report(report)
     if json is not None:
         write_json(json, report.as_json())
     if html is not None:
         write_page(report, html)
-    print_report(report)
     raise typer.Exit(report.exit_code)
 
 

@@ -203,20 +203,36 @@ def _entry_problems(item: Any) -> list[str]:
     if not isinstance(item, dict):
         return [f"must be an object with `image` and `label`, got {item!r}"]
     problems = []
-    if ("image" in item or "label" in item) and not _is_image(item.get("image")):
+    if not _is_image(item.get("image")):
         got = repr(item["image"]) if "image" in item else "none"
         problems.append(f"`image` must be a path or a list of paths, got {got}")
     if "label" in item and item["label"] in (None, ""):
         problems.append(f"`label` must be a path or a class, got {item['label']!r}; leave the key out if there is none")
+    if "label" in item and not _is_label(item["label"]):
+        problems.append(f"`label` must be a path, a class, or a list of 0 and 1, got {item['label']!r}")
+    if "clinical" in item and not isinstance(item["clinical"], dict | None):
+        problems.append(f"`clinical` must be an object of fields, got {item['clinical']!r}")
     if "patient" in item and (not isinstance(item["patient"], str | int) or item["patient"] == ""):
         problems.append(f"`patient` must be a name or a number, got {item['patient']!r}; leave the key out if unknown")
     return problems
 
 
 def _is_image(image: Any) -> bool:
-    """Return whether `image` is a path or a list of paths, none of them empty."""
+    """Return whether `image` is a path or a list of paths, none of them empty or impossible."""
     paths = [image] if isinstance(image, str) else image
-    return isinstance(paths, list) and bool(paths) and all(isinstance(path, str) and path for path in paths)
+    return isinstance(paths, list) and bool(paths) and all(map(_is_path, paths))
+
+
+def _is_path(path: Any) -> bool:
+    """Return whether a value can be a file's path."""
+    return isinstance(path, str) and bool(path) and "\0" not in path
+
+
+def _is_label(label: Any) -> bool:
+    """Return whether a value is a path, a class, or a list of numbers; what is empty is told elsewhere."""
+    if isinstance(label, list):
+        return bool(label) and all(isinstance(value, int) for value in label)
+    return label in (None, "") or isinstance(label, int) or _is_path(label)
 
 
 def _read_sections(folder: Path, labelled: bool = True) -> dict[str, list[Entry]]:

@@ -61,6 +61,10 @@ def read_json(path: str | Path) -> Any:
         raise TomokitError(f"{path} does not exist") from error
     except (ValueError, RecursionError) as error:
         raise TomokitError(f"{path} is not valid JSON: {error}") from error
+    except OSError as error:
+        raise TomokitError(
+            f"{path} can't be read: {error.strerror or error}; give yourself the right to read it"
+        ) from error
 
 
 def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -95,8 +99,8 @@ def _explain(path: Path, error: OSError) -> str:
         errno.ENOSPC: f"the disk is full; free some space, {again}",
         errno.EDQUOT: f"the disk quota is used up; free some space, {again}",
         errno.EFBIG: f"the file would pass the size limit; raise it, {again}",
-        errno.EACCES: "no permission; choose another `run_dir` or change the folder's rights",
-        errno.EROFS: "the file system is read-only; choose another `run_dir`",
+        errno.EACCES: "no permission; choose another folder or change its rights",
+        errno.EROFS: "the file system is read-only; choose another folder",
         errno.ENOTDIR: "a part of this path is a file, not a folder; choose another path",
     }.get(error.errno or 0, error.strerror or str(error))
     return f"can't write {path}: {advice}"

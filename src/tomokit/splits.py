@@ -164,7 +164,10 @@ def share_out(entries: Sequence[Entry], sizes: Sequence[int], seed: int, strata:
     knows neither several labels per case nor parts of unequal size.
     """
     groups = _by_patient(entries)
-    sums = np.array([[*np.sum([strata[str(e["case"])] for e in cases], axis=0), len(cases)] for cases in groups], float)
+    cases = np.array([np.sum([strata[str(entry["case"])] for entry in own], axis=0) for own in groups], float)
+    # cases of each stratum, and patients who have any of it, as heavy as the one with most: else a patient with many
+    # cases of a rare class would count for several with one
+    sums = np.column_stack([cases, (cases > 0) * cases.max(axis=0), [len(own) for own in groups]])
     rng = np.random.default_rng(seed)
     row = rng.permutation(len(groups))
     row = np.roll(row[np.lexsort(sums[row].T[::-1])], rng.integers(len(groups)))

@@ -314,6 +314,10 @@ def voxel_files(path: Path) -> list[Path]:
     if suffix_of(path) not in ITK:
         return [path]
     fields = _read_text_header(path)
+    if suffix_of(path) in (".mhd", ".nhdr") and not fields.keys() & {"elementdatafile", "data file", "datafile"}:
+        raise TomokitError(
+            f"{path} names no data file in its first {LARGEST_TEXT_HEADER >> 10} KiB; restore the header"
+        )
     name = fields.get("elementdatafile") or fields.get("data file") or fields.get("datafile") or "LOCAL"
     if name.upper() == "LOCAL":
         return [path]
@@ -337,9 +341,10 @@ def _read_text_header(path: Path) -> dict[str, str]:
     with path.open("rb") as file:
         start = file.read(LARGEST_TEXT_HEADER)
     fields: dict[str, str] = {}
+    is_nrrd = suffix_of(path) in (".nrrd", ".nhdr")
     for line in start.splitlines():
         field = _FIELD.match(line)
-        if not line.strip() or "elementdatafile" in fields:
+        if "elementdatafile" in fields or (is_nrrd and not line.strip()):
             break  # the header ends here, the voxels begin
         if len(line) > LONGEST_LINE and b":=" not in line:
             raise TomokitError(
@@ -356,7 +361,7 @@ def _read_text_header(path: Path) -> dict[str, str]:
     return fields
 
 
-_FIELD = re.compile(rb"([A-Za-z][A-Za-z ]*?)[ \t]*(?:=|:(?!=))(.*)")
+_FIELD = re.compile(rb"[ \t]*([A-Za-z][A-Za-z ]*?)[ \t]*(?:=|:(?!=))(.*)")
 _NUMBER = re.compile(r"[+-]?(\d{1,10}(\.\d{0,20})?|\.\d{1,20})([eE][+-]?\d{1,3})?|nan", re.I)
 # Fields of a MetaImage and an NRRD header that hold numbers, and how many at most (four axes).
 _NUMBERS = {

@@ -30,6 +30,7 @@ LARGEST_STORED_LOW, SMALLEST_STORED_SHARE = -200, 0.1  # air about 0 and tissue 
 SMALLEST_RANGE_HU = 50  # the noise of a scan alone has more
 SLAB_VOXELS = 1 << 22
 SAMPLE_VOXELS = 1 << 18
+LARGEST_LABEL = 65535
 MOST_LABEL_VALUES = 4096  # more distinct values than any label map has
 DESCRIPTOR_SIZE = 24
 THUMBNAIL = 128
@@ -148,7 +149,12 @@ def images_of_entry(entry: Mapping[str, Any]) -> list[str]:
 def _read_header(case: Case, path: str) -> Header | None:
     """Return a file's header, or None with the fault noted."""
     name = Path(path).name
-    if not Path(path).is_file():
+    try:
+        there = Path(path).is_file()
+    except OSError as error:
+        case.add("unreadable", f"{path}: {error.strerror}")
+        return None
+    if not there:
         case.add("missing_file", f"{path} does not exist")
         return None
     try:
@@ -271,10 +277,11 @@ def _read_label(case: Case, path: str, header: Header, expected: Expected) -> ND
         shown = ", ".join(map(repr, fractional[:5]))
         case.add("label_fractional", f"{name} has values that are not whole: {shown}")
         return None
-    outside = sorted(v for v in found if v < 0 or (expected.values is not None and int(v) not in expected.values))
+    known_values = expected.values or range(LARGEST_LABEL + 1)
+    outside = sorted(value for value in found if int(value) not in known_values)
     if outside or len(found) >= MOST_LABEL_VALUES:
         shown = ", ".join(str(int(value)) for value in outside[:5])
-        known = sorted(expected.values or ())
+        known = sorted(expected.values) if expected.values else f"0 to {LARGEST_LABEL}"
         case.add("label_outside_map", f"{name} has values outside the label map {known}: {shown}")
         return None
     if not any(found):

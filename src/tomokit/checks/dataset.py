@@ -101,7 +101,7 @@ def _examine(entries: Sequence[Entry], expected: Expected, progress: bool) -> li
                 len(entries),
                 console=console,
                 transient=True,
-                disable=not progress,
+                disable=not (progress and console.is_terminal),
                 update_period=0.5,
             )
         )

@@ -174,7 +174,10 @@ KINDS = {
         "restore the label that belongs to each image",
     ),
     "patient_leak": Kind(
-        ERROR, "a patient has scans on two sides of a split", "make the split again: `tomokit split DIR`"
+        ERROR,
+        "a patient has scans on two sides of a split",
+        "make the split again: `tomokit split DIR --overwrite`; where the parts are sections of dataset.json, move the "
+        "patient's cases into one",
     ),
     "image_leak": Kind(
         ERROR, "the same image is on two sides of a split", "give both cases one `patient`, then split again"

@@ -94,7 +94,9 @@ def _missing_classes(cases: Sequence[Case], labels: Mapping[str, str]) -> Iterat
     multiple = [case.entry["label"] for case in cases if isinstance(case.entry.get("label"), list)]
     for text, name in labels.items():
         value = int(text)
-        if (classes and value not in classes) or (multiple and not any(flags[value] for flags in multiple)):
+        if (classes and value not in classes) or (
+            multiple and not any(flags[place] for flags in multiple for place in [value] if place < len(flags))
+        ):
             yield Finding(None, "class_missing", f"no case is of class {value} ({name})")
         if not drawn or value == 0:
             continue

@@ -62,7 +62,7 @@ def find_series(folder: str | Path) -> tuple[list[Series], list[Fault]]:
     slices: list[Slice] = []
     left: dict[str, list[tuple[Path, Problem]]] = defaultdict(list)  # by series UID, "" where unknown
     with quiet(), Decoder() as decoder:
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        for path in sorted(path for path in folder.rglob("[!.]*") if path.is_file()):
             try:
                 slices += read_slices(path)
             except LeftOut as reason:

@@ -104,10 +104,17 @@ def detect(contents: Contents) -> str:
 def _walk(folder: Path) -> list[Path]:
     """Return every file below a folder, in order, without hidden ones and what macOS adds to archives."""
     found = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
         found += [Path(parent) / name for name in sorted(names) if not name.startswith(".")]
     return sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    """Raise for a folder that can't be read: nothing is left out without a word."""
+    raise TomokitError(
+        f"{error.filename} can't be read: {error.strerror}; give yourself the right to read it, or import the rest"
+    ) from error
 
 
 def _kind(path: Path) -> str:

@@ -67,7 +67,7 @@ def import_dataset(
         TomokitError: when the source is absent, mixes kinds, or is malformed, a column is unfit, the target is not
             empty, or nothing can be imported.
     """
-    source, target = Path(source), Path(target)
+    source, target = Path(source), Path(target).absolute()
     contents = scan(source)
     _check_target(contents, target)
     columns = Columns(label_columns, event_columns, patient_column, group_column)
@@ -169,8 +169,8 @@ def _set_modality(plan: Plan, modality: Sequence[str]) -> None:
         plan.modality = list(modality)
     elif not plan.modality:
         plan.told.append(
-            "modality not known, and left out of dataset.json; give --modality CT (or MRI) so that intensities are "
-            "treated as what they are"
+            "modality not known, and left out of dataset.json; give it with --modality, once for each channel: CT for "
+            "volumes in HU, MRI, X-ray …"
         )
 
 
