@@ -15,7 +15,7 @@ KINDS = {
     "gantry_tilt": "slices are shifted sideways; the affine is sheared, beyond 45° it stops",
     "mixed_orientations": "a series holds several orientations; each with two slices or more is one volume",
     "rescale_missing": "CT without slope and intercept is not in HU; stops when only some slices lack them",
-    "unreadable": "truncated or damaged; stops",
+    "unreadable": "truncated or damaged; stops the series that it still names, else left out",
     "unreadable_transfer_syntax": "compressed in a way that can't be read; stops",
     "colour": "colour pictures; left out",
     "no_geometry": "no position, orientation or spacing; left out, except for an X-ray picture",
