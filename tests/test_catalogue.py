@@ -15,6 +15,7 @@ import nibabel
 import numpy as np
 import pytest
 import yaml
+from set_files import make_items, write_set
 from typer.testing import CliRunner
 
 from tomokit import catalogue, phantoms
@@ -48,17 +49,6 @@ def sets(tmp_path, monkeypatch):
     """Keep every test's sets in its own folder."""
     monkeypatch.setenv("TOMOKIT_DATA", str(tmp_path / "sets"))
     return tmp_path / "sets"
-
-
-def write_set(folder, training, test=()):
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {"labels": {"0": "background", "1": "a"}, "training": list(training), "test": list(test)}
-    (folder / "dataset.json").write_text(json.dumps(content))
-    return folder
-
-
-def make_items(count, **more):
-    return [{"image": f"./imagesTr/c{i}.nii.gz", "label": f"./labelsTr/c{i}.nii.gz", **more} for i in range(count)]
 
 
 def write_files(folder, count=6):

@@ -2,6 +2,7 @@ import json
 import re
 
 import pytest
+from set_files import make_items, write_set
 
 from tomokit.datasets import (
     case_name,
@@ -13,17 +14,6 @@ from tomokit.datasets import (
     unlabelled,
 )
 from tomokit.errors import TomokitError
-
-
-def write_set(folder, training, test=()):
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {"labels": {"0": "background", "1": "a"}, "training": list(training), "test": list(test)}
-    (folder / "dataset.json").write_text(json.dumps(content))
-    return folder
-
-
-def make_items(count, **more):
-    return [{"image": f"./imagesTr/c{i}.nii.gz", "label": f"./labelsTr/c{i}.nii.gz", **more} for i in range(count)]
 
 
 def test_a_set_is_found_by_folder_by_name_and_under_the_variable(tmp_path, monkeypatch):
