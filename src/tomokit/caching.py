@@ -118,7 +118,7 @@ def _on_disk(
     if not fits and cache == "auto":
         _tell(f"{told}: read and preprocessed anew each time, since they do not fit on the disk either ({place})")
         return Dataset(data, transform)
-    held = _text(sum(file.stat().st_size for file in folder.glob("*.pt")))
+    held = _text(sum(file.stat().st_size for file in folder.glob("[!.]*.pt")))
     _tell(f"{told}: kept on the disk in {place}, {held} held already{_reason(cache, fits, 'memory')}", fits)
     return dataset
 
