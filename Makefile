@@ -1,25 +1,32 @@
 # Every target with one line: `make`. A target prints the command it runs; the commands are documented in README.md.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo data check split train evaluate infer report tensorboard check-bundles test lint types notebooks fuzz bench release clean
+.PHONY: help install demo data check split plan search crossval train evaluate infer report tensorboard check-bundles test lint types notebooks fuzz bench release clean
 
+# a bundle's name, or the folder of your own
 BUNDLE  ?= segmentation
 NETWORK ?=
 LAYERS  ?=
 DATA    ?=
 FROM    ?=
-RUN     ?= $(BUNDLE)
+RUN     ?= $(notdir $(BUNDLE))
 INPUT   ?=
 NAME    ?= training
 ONLY    ?=
 FULL    ?=
 COUNT   ?= 400
+FOLD    ?=
+FOLDS   ?= 5
+MINUTES ?=
+MEMORY  ?=
+TRIALS  ?=
+OUT     ?=
 ARGS    ?=
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-CONFIGS := bundles/$(BUNDLE)/configs
+CONFIGS := $(firstword $(wildcard $(BUNDLE)/configs bundles/$(BUNDLE)/configs) bundles/$(BUNDLE)/configs)
 MONAI   := $(BIN)/python -W "ignore:parsing config_file" -m monai.bundle run --config_file
 
 empty :=
@@ -52,6 +59,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: install  ## the main job from data to predictions  [DATA= FROM= RUN=]
 	@$(MAKE) --no-print-directory data train evaluate infer report RUN=$(if $(filter command environment,$(origin RUN)),$(RUN),demo)
 
+$(VENV)/.installed-search: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[search]'
+	@touch $@
+
 data: install  ## make or copy a data set  [DATA= FROM=]
 	$(call run,$(CONFIGS)/data.yaml,$(dataset) $(FROM:%=--source %))
 
@@ -60,6 +71,18 @@ check: install  ## find what is wrong with a data set  [DATA= ARGS="--html FILE"
 
 split: install  ## draw a split by patient, stratified  [DATA= ARGS="--folds 5"]
 	$(BIN)/tomokit split $(or $(DATA),phantom-ct) $(ARGS)
+
+plan: install  ## write a bundle for a data set, planned from it  [DATA= OUT= MINUTES= MEMORY=]
+	$(BIN)/tomokit plan $(or $(DATA),phantom-ct) --out $(or $(OUT),plans/$(notdir $(or $(DATA),phantom-ct))) $(MINUTES:%=--minutes %) $(MEMORY:%=--memory %) $(ARGS)
+
+search: $(VENV)/.installed-search  ## search the best settings  [BUNDLE= TRIALS= MINUTES=]
+	$(BIN)/tomokit search $(BUNDLE) $(TRIALS:%=--trials %) $(MINUTES:%=--minutes %) $(dataset) $(ARGS)
+
+crossval: install  ## train and score every fold, gather the scores, join the networks  [BUNDLE= DATA= RUN= FOLDS=5]
+	@for fold in $$(seq 0 $$(( $(FOLDS) - 1 ))); do \
+	  $(MAKE) --no-print-directory train evaluate RUN=$(RUN)/fold_$$fold ARGS="--fold $$fold" || exit $$?; done
+	$(call run,$(CONFIGS)/crossval.yaml,--runs runs/$(RUN))
+	$(call run,$(CONFIGS)/ensemble.yaml,--runs runs/$(RUN))
 
 train: install  ## train a network  [BUNDLE= NETWORK= LAYERS= DATA= RUN=]
 	$(call run,$(CONFIGS)/train.yaml $(layers),--run_dir runs/$(RUN) $(dataset) $(ARGS))
@@ -94,8 +117,9 @@ notebooks: $(VENV)/.installed-dev  ## run every notebook as committed
 fuzz: install  ## read damaged files of every format  [COUNT=]
 	$(BIN)/python tests/fuzzing.py --count $(COUNT)
 
-bench: install  ## measure and print a table  [NAME= ONLY= FULL=1]
-	$(BIN)/python benchmarks/$(NAME).py $(if $(ONLY),--only $(ONLY)) $(if $(FULL),--full) $(ARGS)
+bench: install  ## measure and print a table  [NAME= ONLY= FULL=1; hippocampus: FOLD= MINUTES= RUN=]
+	$(BIN)/python benchmarks/$(NAME).py $(if $(ONLY),--only $(ONLY)) $(if $(FULL),--full) $(FOLD:%=--fold %) \
+	  $(MINUTES:%=--minutes %) $(if $(filter command environment,$(origin RUN)),--run $(RUN)) $(ARGS)
 
 release: $(VENV)/.installed-dev  ## build the wheel and the source archive
 	$(BIN)/python -m build --outdir dist

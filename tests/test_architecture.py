@@ -10,9 +10,9 @@ SOURCE = Path(tomokit.__file__).parent
 GROUPS = (
     "errors files config_rules config_safety configs geometry labels statistics volumes",
     "datasets phantoms splits dicom importers catalogue checks caching",
-    "transforms networks metrics pictures rivals",
-    "runs inference engines",
-    "bundles lint report check_report",
+    "transforms augmentation networks regions losses optimizers metrics pictures rivals",
+    "runs inference engines ensembles finetuning",
+    "bundles lint report check_report planning search",
     "cli",
 )
 GROUP = {name: number for number, names in enumerate(GROUPS) for name in names.split()}

@@ -21,8 +21,10 @@ from tomokit.lint import lint_bundle
 
 SIZES = {"patch_size": [32, 32, 32], "minimum_size": [32, 32, 32]}
 SMALL = SIZES | {"network_def": SMALL_UNET}
-NETWORKS = [("segmentation", ()), ("segmentation", ("networks/vnet",)), ("classification", ())]
-NETWORKS += [("classification", ("networks/densenet",))]
+LAYERS = "attention_unet context_attention_unet dynamic_unet dynunet residual_unet separable_unet "
+LAYERS += "slicewise_dynamic_unet swin_unetr task_heads vnet vnet_slim"
+NETWORKS = [("segmentation", ()), *(("segmentation", (f"networks/{name}",)) for name in LAYERS.split())]
+NETWORKS += [("classification", ()), ("classification", ("networks/densenet",))]
 
 
 @pytest.fixture(scope="session")

@@ -562,6 +562,18 @@ def test_a_killed_process_leaves_no_half_file(tmp_path):
     assert kept and all(caching._read(path)["image"].unique().numel() == 1 for path in kept)
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="the system does not list mapped files")
+def test_a_patch_is_read_without_its_whole_volume(tmp_path):
+    path = tmp_path / "case.pt"
+    caching._write(path, {"image": torch.arange(1 << 20).float().reshape(1, 64, 128, 128)})
+    first = caching._read(path)["image"]
+    again = caching._read(path)["image"]
+    assert str(path) in Path("/proc/self/maps").read_text()
+    assert torch.equal(first, again) and again[0, 3, 2, 1] == (3 * 128 + 2) * 128 + 1
+    again += 1  # what is done to an item never reaches the file
+    assert torch.equal(caching._read(path)["image"], first)
+
+
 def test_what_a_killed_process_left_is_cleared_later(cases, tmp_path):
     for name, age in (("old", 7200), ("young", 60)):
         (tmp_path / f".partial-1-{name}.pt").touch()

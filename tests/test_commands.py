@@ -12,7 +12,8 @@ from tomokit.cli import app, main
 from tomokit.errors import TomokitError
 
 ROOT = Path(__file__).parents[1]
-TARGETS = "install demo test lint types train evaluate infer tensorboard check-bundles bench release clean".split()
+TARGETS = "install demo plan search crossval test lint types train evaluate infer tensorboard".split()
+TARGETS += "check-bundles bench release clean".split()
 
 
 def invoke(*arguments: str):

@@ -423,6 +423,9 @@ def test_command_line_stops_with_one_line(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("transform", "flips"),
     [
+        ({"_target_": "tomokit.augmentation.BatchRandFlipd", "keys": "image", "spatial_axis": "@flip_axes"}, True),
+        ({"_target_": "tomokit.inference.MirroredInferer", "inferer": None, "spatial_axis": [0, 1]}, True),
+        ({"_target_": "tomokit.inference.MirroredInferer", "inferer": None, "spatial_axis": []}, False),
         ({"_target_": "RandFlipd", "keys": "image", "spatial_axis": 0}, True),
         ({"_target_": "RandFlipd", "keys": "image"}, True),
         ({"_target_": "monai.transforms.Flipd", "keys": "image", "spatial_axis": [0, 1]}, True),
@@ -434,7 +437,8 @@ def test_command_line_stops_with_one_line(bundle: Path) -> None:
 )
 def test_left_right_flips_are_refused_for_labels_of_one_side(transform, flips):
     for name, lateral in (("left kidney", True), ("kidney", False)):
-        config = {"labels": {"0": "background", "1": name}, "augmentation": {"transforms": [transform]}}
+        labels = {"0": "background", "1": name}
+        config = {"labels": labels, "augmentation": {"transforms": [transform]}, "flip_axes": [0]}
         found = flip_findings(config, merge([Source("train.yaml", config)]))
         assert len(found) == (flips and lateral)
         for finding in found:

@@ -140,6 +140,9 @@ def test_cases_come_from_lists_from_a_file_or_are_drawn(tmp_path):
     (folder / "splits.json").write_text(json.dumps({"folds": [fold]}))
     read = select_cases(folder, "splits.json", 0)
     assert {part: [entry["case"] for entry in read[part]] for part in read} == fold
+    joined = select_cases(folder, "splits.json", 0, join_validation=True)
+    names = {part: [entry["case"] for entry in joined[part]] for part in joined}
+    assert names == {"training": ["c1", "c2"], "validation": [], "test": ["c3"]}
     given = select_cases(folder, "splits.json", 0, training=["c5"], validation=[], test=["c6"])
     assert [entry["case"] for entry in given["training"]] == ["c5"]
     with pytest.raises(TomokitError, match=r"c77 \(test\)"):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from monai.data import DataLoader, Dataset
+from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedTrainer
 from monai.optimizers import WarmupCosineSchedule
 from torch import nn
@@ -46,7 +46,9 @@ class ScriptedEvaluator(Engine):
         return current > best
 
 
-def make_training(run_dir, script, *, resume=False, patience=0, loss=None, epochs=EPOCHS, learning_rate=0.1):
+def make_training(
+    run_dir, script, *, resume=False, patience=0, loss=None, epochs=EPOCHS, learning_rate=0.1, averaging=0.0
+):
     """Return a real trainer of a tiny network with everything attached, and its evaluator."""
     set_seed(0, True, "cpu")
     network = nn.Conv3d(1, 1, 3, padding=1)
@@ -70,7 +72,7 @@ def make_training(run_dir, script, *, resume=False, patience=0, loss=None, epoch
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: evaluator.run([0]))
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: schedule.step())
     attach_no_overlays(evaluator)
-    state = attach_training(trainer, evaluator, schedule, run_dir, resume, 0, patience, 1.0)
+    state = attach_training(trainer, evaluator, schedule, run_dir, resume, 0, patience, 1.0, averaging)
     return trainer, evaluator, state
 
 
@@ -124,6 +126,60 @@ def test_a_resumed_run_has_everything_back(tmp_path):
     assert a["lr_scheduler"]["last_epoch"] == b["lr_scheduler"]["last_epoch"]
     assert a["best"]["epoch"] == b["best"]["epoch"] == 2
     assert [e["loss"] for e in a["history"]] == [e["loss"] for e in b["history"]]
+
+
+def test_the_averaged_weights_are_validated_kept_and_follow_their_formula(tmp_path):
+    trainer, evaluator, state = make_training(tmp_path, [0.1, 0.9, 0.3, 0.5], averaging=0.8)
+    weights = []
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: weights.append(engine.network.weight.detach().clone())
+    )
+    trainer.run()
+    expected = weights[0]
+    for step, weight in enumerate(weights[1:], start=1):
+        share = max(0.2, 9 / (step + 9))
+        expected = expected + share * (weight - expected)
+    assert evaluator.network is state.result and evaluator.network is not trainer.network
+    torch.testing.assert_close(evaluator.network.weight.detach(), expected)
+    last = nn.Conv3d(1, 1, 3, padding=1)
+    load_weights(last, tmp_path, "last")
+    assert torch.equal(last.weight, evaluator.network.weight)
+    best = load(tmp_path / "checkpoints" / "best.pt")
+    assert best.keys() == last.state_dict().keys() and not torch.equal(best["weight"], last.weight)
+
+
+def test_a_resumed_run_averages_on_bit_for_bit(tmp_path):
+    whole, _, _ = make_training(tmp_path / "whole", [0.1, 0.9, 0.3, 0.5], averaging=0.8)
+    whole.run()
+    script = [0.1, 0.9, 0.3, 0.5]
+    half, _, _ = make_training(tmp_path / "half", script, averaging=0.8)
+    half.add_event_handler(Events.ITERATION_COMPLETED(once=8), lambda _: (_ for _ in ()).throw(RuntimeError("killed")))
+    with pytest.raises(RuntimeError, match="killed"):
+        half.run()
+    make_training(tmp_path / "half", script[2:], resume=True, averaging=0.8)[0].run()
+    a, b = (load(tmp_path / name / "checkpoints" / "last.pt")["average"] for name in ("whole", "half"))
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_decay_out_of_range_is_named(tmp_path):
+    with pytest.raises(TomokitError, match=r"below 1, got 1\.5"):
+        make_training(tmp_path, [0.1], averaging=1.5)
+
+
+def test_a_batch_is_augmented_as_plain_tensors_on_its_device():
+    seen = {}
+
+    def double(batch):
+        seen.update(batch)
+        return {"image": batch["image"] * 2, "label": batch["label"]}
+
+    image, label = torch.randn(2, 3, 4, 4, 4), torch.ones(2, 1, 4, 4, 4)
+    batch = {"image": MetaTensor(image), "label": MetaTensor(label), "case": ["a", "b"]}
+    prepared, target = PrepareBatch(double)(batch, "cpu")
+    assert set(seen) == {"image", "label"} and all(type(value) is torch.Tensor for value in seen.values())
+    assert torch.equal(prepared, image * 2) and torch.equal(target, label)
+    assert prepared.is_contiguous(memory_format=torch.channels_last_3d)
+    assert PrepareBatch()({"image": image}, "cpu")[1] is None
 
 
 def test_a_newer_best_file_than_the_last_checkpoint_is_taken_back(tmp_path):

@@ -7,11 +7,12 @@ import pytest
 import SimpleITK
 import torch
 from bundle_runs import config
+from monai.inferers import SimpleInferer
 from scipy.spatial.transform import Rotation
 
 from tomokit.engines.checkpoints import save
 from tomokit.errors import TomokitError
-from tomokit.inference import list_inputs, write_on_source_grid
+from tomokit.inference import MirroredInferer, MixedPrecisionInferer, list_inputs, write_on_source_grid
 
 SHAPE = (30, 26, 22)
 CENTRE = np.array([12.0, 15.0, 9.0])  # voxels, away from the middle of every axis
@@ -136,3 +137,25 @@ def test_inputs_are_a_file_several_or_a_folder(write_volume, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(TomokitError, match=r"no NIfTI file .* in .*empty"):
         list_inputs(tmp_path / "empty")
+
+
+def test_mirrored_passes_are_flipped_back_and_averaged():
+    image = torch.arange(2 * 3 * 4, dtype=torch.float32).reshape(1, 1, 2, 3, 4)
+    along_x = torch.arange(2.0).reshape(1, 1, 2, 1, 1)
+    seen = []
+
+    def network(x):
+        seen.append(x)
+        return x + 10 * along_x  # what is to the right gets more
+
+    whole = MirroredInferer(SimpleInferer(), [0, 2])(image, network)
+    assert [tuple(axis for axis in (2, 4) if torch.equal(x, image.flip(axis))) for x in seen[:3]] == [(), (2,), (4,)]
+    assert len(seen) == 4 and torch.equal(seen[3], image.flip(2, 4))
+    torch.testing.assert_close(whole, image + 5)  # the mean of 0 and 10 on both sides
+    torch.testing.assert_close(MirroredInferer(SimpleInferer(), [])(image, network), image + 10 * along_x)
+
+
+def test_logits_of_several_heads_stay_a_list_in_float32():
+    inferer = MixedPrecisionInferer(SimpleInferer(), torch.bfloat16)
+    heads = inferer(torch.ones(1, 1, 4, 4, 4), lambda x: [x.bfloat16(), x[..., ::2].bfloat16()])
+    assert [head.dtype for head in heads] == [torch.float32] * 2 and heads[1].shape == (1, 1, 4, 4, 2)

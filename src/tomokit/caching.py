@@ -50,6 +50,7 @@ DISK_ROOM = 1.2  # times the estimate
 READERS = 8  # threads that read headers and files
 STALE_SECONDS = 3600.0  # a temporary file of this age is what a killed process left
 CHECKSUM_BYTES = 4
+LAYOUT = 2  # of the kept files
 LIBRARIES = ("tomokit", "monai", "torch", "numpy", "scipy", "nibabel", "SimpleITK", "pillow")
 Entry = Mapping[str, Any]
 Predictor = NDArray[np.float64]
@@ -299,7 +300,7 @@ class DiskDataset(PersistentDataset):
     def keep(self, made: Mapping[int, Any]) -> None:
         """Keep cases that are preprocessed already, by their number, once one of them was read back as it should."""
         for item in list(made.values())[:1]:
-            if (text := _pack(item)) and _unpack(text) is None:
+            if _load(io.BytesIO(_pack(item))) is None:
                 raise TomokitError(
                     "the preprocessed cases hold objects that are not read back as they were; set `cache`"
                 )
@@ -362,7 +363,7 @@ def hash_transforms(transform: Compose) -> str:
     own = {name: getattr(transform, name) for name in ("lazy", "overrides", "map_items", "unpack_items")}
     steps = list(transform.transforms)[: _first_random(transform)]
     versions = {name: metadata.version(name) for name in LIBRARIES} | {"python": platform.python_version()}
-    settings = [get_track_meta(), str(torch.get_default_dtype()), os.environ.get("MONAI_TRACE_TRANSFORM", "1")]
+    settings = [LAYOUT, get_track_meta(), str(torch.get_default_dtype()), os.environ.get("MONAI_TRACE_TRANSFORM", "1")]
     return _hash([describe(own), describe(steps), describe(versions), settings])
 
 
@@ -393,25 +394,31 @@ def _files_at(path: Path) -> list[str]:
 
 
 def _pack(item: Any) -> bytes:
-    """Return an item as bytes, its checksum first."""
+    """Return an item as bytes, its checksum last, where torch's reading of a file in place passes over it."""
     buffer = io.BytesIO()
     try:
         torch.save(item, buffer)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise TomokitError(f"the preprocessed cases hold what can't be stored ({error}); set `cache: none`") from error
     content = buffer.getvalue()
-    return zlib.crc32(content).to_bytes(CHECKSUM_BYTES, "big") + content
+    return content + zlib.crc32(content).to_bytes(CHECKSUM_BYTES, "big")
 
 
-def _unpack(content: bytes) -> Any:
-    """Return the item, or None when the bytes are damaged, or hold other things than tensors, arrays and metadata."""
-    body = memoryview(content)[CHECKSUM_BYTES:]
-    if zlib.crc32(body).to_bytes(CHECKSUM_BYTES, "big") != content[:CHECKSUM_BYTES]:
-        return None
+def _is_whole(content: bytes) -> bool:
+    """Return whether the checksum fits what stands before it."""
+    body = memoryview(content)[:-CHECKSUM_BYTES]
+    return zlib.crc32(body).to_bytes(CHECKSUM_BYTES, "big") == content[-CHECKSUM_BYTES:]
+
+
+def _load(source: Path | io.BytesIO) -> Any:
+    """Return the item, or None when it holds other things than tensors, arrays and metadata.
+
+    A file's tensors stay on the disk until they are used: a patch costs the reading of a patch.
+    """
     trusted = torch.serialization.get_safe_globals()
     try:
         with torch.serialization.safe_globals([kind for kind in _METADATA_TYPES if kind not in trusted]):
-            return torch.load(io.BytesIO(body), weights_only=True)
+            return torch.load(source, weights_only=True, mmap=isinstance(source, Path))
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, EOFError, pickle.UnpicklingError):
         return None
 
@@ -428,16 +435,26 @@ _METADATA_TYPES = [
 ]
 
 
+_whole: set[tuple[str, int, int, int]] = set()  # the files whose checksum was right, with their state
+
+
 def _read(path: Path) -> Any:
-    """Return a kept item, or None when it is absent or damaged, which is said."""
+    """Return a kept item, or None when it is absent or damaged, which is said.
+
+    A file's checksum is looked at once in a process, as long as its state on the disk stays the same.
+    """
     try:
-        item = _unpack(path.read_bytes())
+        state = path.stat()
+        key = (str(path), state.st_size, state.st_mtime_ns, state.st_ino)
+        item = _load(path) if key in _whole or _is_whole(path.read_bytes()) else None
     except FileNotFoundError:
         return None
     except OSError as error:
         raise TomokitError(f"{path} can't be read ({error.strerror}); delete it, or set `cache: none`") from error
     if item is None:
         logger.warning("%s is damaged; it is made again", path)
+    else:
+        _whole.add(key)
     return item
 
 

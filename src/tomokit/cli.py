@@ -128,6 +128,60 @@ def import_scans(
     typer.echo(describe_import(done))
 
 
+@app.command()
+def plan(
+    data: Annotated[str, typer.Argument(help="A data set's name, or a folder that holds a dataset.json.")],
+    out: Annotated[Path, typer.Option(help="The new bundle's folder.")],
+    memory: Annotated[
+        float | None, typer.Option(help="GB a training step may take (default: the GPU's, or half of what is free).")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Time for everything from the files to the last prediction on this machine.")
+    ] = None,
+    split_file: Annotated[str, typer.Option("--split", help="The split file.")] = "splits.json",
+    fold: Annotated[int, typer.Option(help="The fold whose training cases are looked at.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Draws the split where there is none.", min=0)] = 0,
+) -> None:
+    """Write a bundle for a data set, every number filled in from the data, with its reason."""
+    from tomokit.planning import make_plan, print_plan
+
+    print_plan(make_plan(data, out, memory, minutes, split_file, fold, seed))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def search(
+    context: typer.Context,
+    bundle: Annotated[str, typer.Argument(help="A bundle's name or folder.")],
+    trials: Annotated[int | None, typer.Option(help="Trials of the whole search, all calls together.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time of this call.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of each trial (default: what fits into the minutes).")] = None,
+    space: Annotated[Path | None, typer.Option(help="A YAML file with the key `search`.")] = None,
+    layer: Annotated[list[str] | None, typer.Option(help="A layer on train.yaml; repeat it for several.")] = None,
+    name: Annotated[str | None, typer.Option(help="The search's folder under runs/.")] = None,
+    seed: Annotated[int, typer.Option(help="Another seed draws other settings.", min=0)] = 0,
+    test: Annotated[bool, typer.Option(help="Score the best network on the test cases at the end.")] = True,
+) -> None:
+    """Search the best settings by inner validation; `--key value` pairs are overrides, as for `run`."""
+    from tomokit.search import search as search_settings
+
+    given = context.args
+    overrides = {key.removeprefix("--"): value for key, value in zip(given[::2], given[1::2], strict=False)}
+    result = search_settings(
+        bundle,
+        trials=trials,
+        minutes=minutes,
+        epochs=epochs,
+        space=space,
+        layers=layer or (),
+        overrides=overrides,
+        run_dir=Path("runs") / name if name else None,
+        seed=seed,
+        test=test,
+    )
+    if result["ended"] == "interrupted":
+        raise typer.Exit(130)
+
+
 @app.command("bundles")
 def show_bundles() -> None:
     """List the bundles that come with tomokit, with their paths."""

@@ -26,7 +26,7 @@ PROPERTY_IDS = frozenset(
     entry["id"] for properties in (TrainProperties, InferProperties) for entry in properties.values()
 )
 # what MONAI, MONAI Label and the federated client look up by name, whether or not the config refers to it
-KNOWN_KEYS = frozenset({"_meta_", "imports", "network", "initialize", "run", "finalize"})
+KNOWN_KEYS = frozenset({"_meta_", "imports", "network", "initialize", "run", "finalize", "search"})
 OPENING_KEYS = (
     "bundle_root", "dataset_dir", "split", "fold", "run_dir", "seed", "device", "amp", "epochs",
     "val_interval", "batch_size", "num_workers", "learning_rate", "weight_decay", "resume",
@@ -499,7 +499,7 @@ STANDARD_VALUES: dict[str, tuple[Callable[[Any], Any], float, float, str]] = {
     "weight_decay": (_number, 0, math.inf, "a number of at least 0"),
     "dropout": (_number, 0, math.nextafter(1.0, 0.0), "a number from 0 up to, but not including, 1"),
 }
-_FLIP = re.compile(r"^(Rand)?(Axis)?Flip(d|D|Dict)?$")
+_FLIP = re.compile(r"^((Batch)?(Rand)?(Axis)?Flip(d|D|Dict)?|MirroredInferer)$")
 _TEXTS = ("dataset_dir", "split", "run_dir", "output_dir")
 
 
@@ -561,6 +561,8 @@ def flip_findings(config: dict[str, Any], merged: Merged) -> list[Finding]:
         if not isinstance(target, str) or not _FLIP.match(target.rpartition(".")[2]):
             continue
         axes = None if "AxisFlip" in target else block.get("spatial_axis")
+        if isinstance(axes, str) and axes.startswith("@"):
+            axes = config.get(axes[1:])
         if axes is None or 0 in (axes if isinstance(axes, list) else [axes]):
             text = (
                 f"`{identifier}` flips left to right, but {names[0]!r} in `labels` is of one side; remove it, or set "

@@ -114,13 +114,15 @@ def select_cases(
     training: Sequence[str] | None = None,
     validation: Sequence[str] | None = None,
     test: Sequence[str] | None = None,
+    join_validation: bool = False,
 ) -> dict[str, list[Entry]]:
     """Return `{"training": entries, "validation": entries, "test": entries}`, disjoint by patient.
 
     The parts come from the three name lists when they are given (a finished run's config has them), else from
     `split`: a file in the data set's folder or anywhere else, of which `fold` is taken. Where the data set
     has no such file and `split` is the default `splits.json`, a 6:2:2 split by patient is drawn with `seed`;
-    labelled `validation` and `test` sections of its `dataset.json` then stay as they are.
+    labelled `validation` and `test` sections of its `dataset.json` then stay as they are. With `join_validation`
+    the validation cases are trained on too, by a fixed schedule, since none is left to choose an epoch by.
 
     Raises:
         TomokitError: when the data set, the split or a named case is absent, a patient is on two sides, or the
@@ -137,6 +139,8 @@ def select_cases(
     raise_problems(f"the split names cases that {folder} does not have; make the split again", unknown)
     # records have gaps, which no batch can hold
     plain = {name: {key: entry[key] for key in entry if key != "clinical"} for name, entry in by_name.items()}
+    if join_validation:
+        names = {"training": [*names["training"], *names["validation"]], "validation": [], "test": names["test"]}
     cases = {part: [plain[name] for name in names[part]] for part in PARTS}
     if not cases["training"]:
         raise TomokitError(f"the split {split} (fold {fold}) of {folder} has no training case")

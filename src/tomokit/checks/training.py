@@ -26,6 +26,7 @@ def check_cases(
     spacing: Sequence[float] | None = None,
     patch_size: Sequence[int] | None = None,
     minimum_size: Sequence[int] | None = None,
+    ignore_label: int | None = None,
 ) -> None:
     """Raise one error with every problem of every case: unreadable, mismatched, NaN, wrong labels, too small.
 
@@ -37,11 +38,13 @@ def check_cases(
         spacing: the network's voxel size in mm along x, y, z (RAS); None leaves the source's.
         patch_size: the training crop in voxels at that spacing.
         minimum_size: smaller volumes are padded to this size in voxels before they are cropped.
+        ignore_label: the label of voxels that nobody labelled, allowed beside the label map's.
 
     Raises:
         TomokitError: that names each case, its problem and what to do.
     """
-    expected = Expected(frozenset(check_label_map(labels)), tuple(modality))
+    values = frozenset(check_label_map(labels)) | (frozenset() if ignore_label is None else {ignore_label})
+    expected = Expected(values, tuple(modality))
     entries = list(chain.from_iterable(cases.values()))
     with ThreadPoolExecutor(max_workers=READERS) as pool:
         found = pool.map(lambda entry: check_case(entry, expected, spacing, patch_size, minimum_size), entries)

@@ -12,6 +12,7 @@ from tomokit.engines.hardware import (
     choose_precision,
     distributed_device,
     make_sampler,
+    make_validation_sampler,
     place_network,
     set_seed,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "find_checkpoint",
     "load_weights",
     "make_sampler",
+    "make_validation_sampler",
     "place_network",
     "set_seed",
 ]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from tomokit.engines.hardware import unwrap
 from tomokit.errors import TomokitError
@@ -23,11 +24,13 @@ class TrainingState:
     """All that changes while a network is trained, as one thing that is saved and restored.
 
     `best_epoch` is 0 until a validation has run. `history` has an entry per epoch: `{"epoch", "loss",
-    "learning_rate", "seconds", "seconds_per_step"}` and, where it was validated, `"metric"`.
+    "learning_rate", "seconds", "seconds_per_step"}` and, where it was validated, `"metric"`. `average` holds the
+    moving average of the weights, where one is kept: it is what is validated and used afterwards.
     """
 
     trainer: Any
     lr_scheduler: Any
+    average: AveragedModel | None = None
     best_epoch: int = 0
     best_metric: float | None = None
     best_weights: dict[str, torch.Tensor] | None = None
@@ -38,15 +41,20 @@ class TrainingState:
         """The network itself, without a distributed wrapper."""
         return unwrap(self.trainer.network)
 
+    @property
+    def result(self) -> nn.Module:
+        """The network that is validated and used afterwards: the average where there is one."""
+        return self.network if self.average is None else self.average.module
+
     def validations_since_best(self) -> int:
         """Return how many validations came after the best one: the early-stopping count."""
         return sum("metric" in entry and entry["epoch"] > self.best_epoch for entry in self.history)
 
     def keep_best(self, metric: float) -> None:
-        """Take the network's present weights, by value, as the best ones."""
+        """Take the result's present weights, by value, as the best ones."""
         self.best_epoch = self.trainer.state.epoch
         self.best_metric = metric
-        self.best_weights = copy.deepcopy(self.network.state_dict())
+        self.best_weights = copy.deepcopy(self.result.state_dict())
 
     def content(self) -> dict[str, Any]:
         """Return everything as tensors, numbers, strings, lists and dicts, which `weights_only` loads."""
@@ -55,6 +63,7 @@ class TrainingState:
             "epoch": self.trainer.state.epoch,
             "iteration": self.trainer.state.iteration,
             "network": self.network.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.trainer.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
@@ -65,6 +74,8 @@ class TrainingState:
     def restore(self, content: dict[str, Any]) -> None:
         """Take everything back from `content`, as it was at the end of the saved epoch."""
         self.network.load_state_dict(content["network"])
+        if self.average is not None:
+            self.average.load_state_dict(content["average"])
         self.trainer.optimizer.load_state_dict(content["optimizer"])
         self.lr_scheduler.load_state_dict(content["lr_scheduler"])
         self.trainer.state.epoch = content["epoch"]
@@ -116,6 +127,38 @@ def find_checkpoint(run_dir: str | Path, checkpoint: str | Path) -> Path:
     return path
 
 
+def weights_of(content: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the weights to use from a checkpoint's content: of a whole training state, or plain weights."""
+    if "optimizer" not in content:
+        return content
+    if content.get("average") is None:
+        return dict(content["network"])
+    averaged = content["average"].items()
+    return {key.removeprefix("module."): value for key, value in averaged if key.startswith("module.")}
+
+
+def average_weights(network: nn.Module, decay: float) -> AveragedModel:
+    """Return a moving average of the network's weights: after step n, `decay` (at most n/(n + 9)) of what it was.
+
+    The smaller decay of the first steps keeps the random start out of short trainings.
+
+    Raises:
+        TomokitError: when `decay` is not in 0–1.
+    Source: Polyak and Juditsky, SIAM J. Control Optim. 30 (1992); Tarvainen and Valpola, NeurIPS 2017.
+    """
+    if not 0 < decay < 1:
+        raise TomokitError(f"weight_averaging must be at least 0 and below 1, got {decay}; 0 averages nothing")
+
+    @torch.no_grad()
+    def move(averaged: Any, current: Any, count: Any) -> None:
+        share = torch.clamp(9 / (count + 9), min=1 - decay)  # stays a tensor: no synchronisation
+        moved = torch._foreach_sub(current, averaged)
+        torch._foreach_mul_(moved, share)
+        torch._foreach_add_(averaged, moved)
+
+    return AveragedModel(network, multi_avg_fn=move)
+
+
 def load_weights(network: nn.Module, run_dir: str | Path, checkpoint: str | Path) -> Path:
     """Load the weights that `checkpoint` means into the network and return their file.
 
@@ -124,7 +167,7 @@ def load_weights(network: nn.Module, run_dir: str | Path, checkpoint: str | Path
     """
     path = find_checkpoint(run_dir, checkpoint)
     content = load(path)
-    weights = content["network"] if "optimizer" in content else content
+    weights = weights_of(content)
     own = unwrap(network).state_dict()
     missing = [key for key in own if key not in weights]
     extra = [key for key in weights if key not in own]

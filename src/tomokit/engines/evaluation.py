@@ -16,6 +16,7 @@ from tomokit.engines.progress import ProgressBar
 from tomokit.errors import TomokitError
 from tomokit.files import read_json, write_json, write_table
 from tomokit.inference import first_image
+from tomokit.labels import foreground
 from tomokit.metrics import score_segmentation, summarise_classification, summarise_segmentation
 from tomokit.pictures import draw_cases, pick_cases
 from tomokit.runs import is_main_process, peak_memory_gb
@@ -73,6 +74,7 @@ def attach_segmentation_scores(
     labels: Mapping[str, str],
     cases: Mapping[str, Entries],
     rival: bool,
+    ignore_label: int | None = None,
 ) -> None:
     """Score each test case on its source's own grid; write `cases.csv`, `metrics.json`, `overlay.png` at the end.
 
@@ -84,6 +86,7 @@ def attach_segmentation_scores(
         labels: the label map.
         cases: the split; `training` fits the threshold rival, `test` is scored.
         rival: also score the best thresholds, chosen on the training cases.
+        ignore_label: the label of voxels that nobody labelled, which are not scored.
 
     Raises:
         TomokitError: when there is no test case.
@@ -98,7 +101,13 @@ def attach_segmentation_scores(
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
             truth, affine = _read(truths[item["case"]]["label"])
             prediction = np.asarray(torch.as_tensor(output["pred"]).cpu())[0]
+            if ignore_label is not None:
+                prediction, truth = (np.where(truth == ignore_label, 0, part) for part in (prediction, truth))
+            labelled = truths[item["case"]].get("labelled", foreground(labels))
+            known = {name for value, name in foreground(labels).items() if value in labelled}
             for row in score_segmentation(prediction, truth, labels, affine):
+                if row["class"] not in known:
+                    continue  # nobody annotated it in this case
                 rows.append({"case": item["case"], "patient": item["patient"], **row})
 
     def finish(_: Engine) -> None:

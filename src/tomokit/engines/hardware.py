@@ -3,10 +3,12 @@
 import logging
 import os
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from monai.data import DistributedSampler as UnevenSampler
 from monai.data import MetaTensor
 from monai.data.utils import set_rnd
 from monai.engines import PrepareBatch as MonaiPrepareBatch
@@ -108,11 +110,30 @@ def make_sampler(dataset: Dataset, seed: int) -> DistributedSampler:
     return DistributedSampler(dataset, num_replicas=count, rank=rank, shuffle=True, seed=seed)
 
 
+def make_validation_sampler(dataset: Dataset) -> DistributedSampler:
+    """Return a sampler of all cases in their order; each process draws its own share, no case twice.
+
+    With fewer cases than processes each draws all of them: a process without a case would leave the others waiting,
+    and the mean over the cases is the same.
+    """
+    joined = torch.distributed.is_available() and torch.distributed.is_initialized()
+    count = torch.distributed.get_world_size() if joined else 1
+    shared = 1 < count <= len(dataset)  # type: ignore[arg-type]
+    rank = torch.distributed.get_rank() if shared else 0
+    return UnevenSampler(dataset, even_divisible=False, num_replicas=count if shared else 1, rank=rank, shuffle=False)
+
+
 class PrepareBatch(MonaiPrepareBatch):
-    """Gives a batch's image and label as plain tensors on the device, the image in channels-last order.
+    """Gives a batch's image and label as plain tensors on the device, augmented there, the image channels-last.
 
     Plain tensors, since each operation on MONAI's `MetaTensor` costs a Python call.
+
+    Args:
+        augmentation: a transform of the whole batch, `{"image": (B, C, X, Y[, Z]), "label": …}`, or None.
     """
+
+    def __init__(self, augmentation: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None) -> None:
+        self.augmentation = augmentation
 
     def __call__(
         self,
@@ -122,11 +143,14 @@ class PrepareBatch(MonaiPrepareBatch):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Return `(image, label)`: (B, C, X, Y[, Z]) and (B, 1, X, Y[, Z]) or (B,)."""
-        image = to_channels_last(plain(batchdata["image"]).to(device, non_blocking=non_blocking, **kwargs))
-        label = batchdata.get("label")
-        if label is not None:
-            label = plain(torch.as_tensor(label)).to(device, non_blocking=non_blocking, **kwargs)
-        return image, label
+        batch: dict[str, Tensor] = {
+            key: plain(torch.as_tensor(batchdata[key])).to(device, non_blocking=non_blocking, **kwargs)
+            for key in ("image", "label")
+            if key in batchdata
+        }
+        if self.augmentation is not None:
+            batch = self.augmentation(batch)
+        return to_channels_last(batch["image"]), batch.get("label")
 
 
 def plain(tensor: Tensor) -> Tensor:

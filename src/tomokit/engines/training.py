@@ -13,7 +13,7 @@ from monai.engines import IterationEvents
 from torch.utils.tensorboard import SummaryWriter
 
 from tomokit import configs
-from tomokit.engines.checkpoints import TrainingState, load, save
+from tomokit.engines.checkpoints import TrainingState, average_weights, load, save
 from tomokit.engines.hardware import seed_epoch, unwrap
 from tomokit.engines.progress import ProgressBar
 from tomokit.engines.tensorboard import attach_overlays
@@ -35,6 +35,7 @@ def attach_training(
     seed: int,
     patience: int,
     max_grad_norm: float,
+    weight_averaging: float = 0.0,
 ) -> TrainingState:
     """Attach seeding, clipping, checkpoints, early stopping, logs and progress, and return what is saved.
 
@@ -50,12 +51,17 @@ def attach_training(
         seed: with the epoch's number it decides everything random.
         patience: validations without a better one before training stops; 0 never stops early.
         max_grad_norm: the gradients' norm is clipped to this; 0 leaves it.
+        weight_averaging: the decay per step of the moving average of the weights, which is then what is validated
+            and kept; 0 averages nothing.
 
     Raises:
         TomokitError: when the checkpoint to resume from is damaged or of another network.
     """
     run_dir = Path(run_dir)
     state = TrainingState(trainer, lr_scheduler)
+    if weight_averaging != 0:
+        state.average = average_weights(state.network, weight_averaging)
+    evaluator.network = state.result  # not joined with other processes': their shares of the cases differ in length
     last = run_dir / "checkpoints" / "last.pt"
     content = load(last) if resume and last.is_file() else None
     if content is not None:
@@ -64,6 +70,8 @@ def attach_training(
     _attach_seeds(trainer, seed)
     if max_grad_norm > 0:
         trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, _clip_gradients, max_grad_norm)
+    if state.average is not None:
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: state.average.update_parameters(state.network))
     progress = ProgressBar("train", "step")
     if is_main_process():
         progress.attach(trainer)

@@ -1,4 +1,4 @@
-"""What MONAI's networks lack, as small functions and modules on top of them."""
+"""Dropout for a network that has none."""
 
 from torch import nn
 

@@ -1,0 +1,266 @@
+"""Segment the Decathlon's hippocampus set in nnU-Net's folds: plan, train, predict and score in so many minutes.
+
+Command: make bench NAME=hippocampus [FOLD=0] [MINUTES=10] [RUN=h10] [ONLY="networks"] [FULL=1]
+
+Plain: one fold, as the headline. ONLY= picks of `folds` (all five), `networks` and `ingredients` (each at equal
+time, on an inner validation part), and `loop` (steps per second beside MONAI's stock way); FULL=1 is all of them. A
+row is written when it is finished; a stopped benchmark goes on where it was.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from loops import bundle_workflow, compare_loops, time_steps
+from monai.metrics import compute_surface_dice
+from rich.console import Console
+from rich.table import Table
+
+from tomokit.bundles import find_bundle
+from tomokit.catalogue import get_dataset
+from tomokit.ensembles import read_rows
+from tomokit.files import write_json
+from tomokit.runs import describe_environment
+from tomokit.statistics import bootstrap_mean
+
+DATA = "hippocampus"
+RESULTS = Path(__file__).parent / "results" / "hippocampus.json"
+NNUNET = (0.8922, 0.8865, 0.8901, 0.8904, 0.8928)  # 3d_fullres, 1000 epochs: its published five-fold Dice
+GROUPS = ("folds", "networks", "ingredients", "loop")
+TOLERANCE_MM = 1.0
+EQUAL_MINUTES = 4.0
+INNER_FOLD = 1  # whose test cases, all among fold 0's training cases, are its inner validation part
+STRUCTURES = {1: "anterior", 2: "posterior"}
+
+# what each ingredient buys: the planned training without it
+INGREDIENTS: dict[str, dict[str, Any]] = {
+    "all": {},
+    "no weight averaging": {"weight_averaging": 0.0},
+    "no deep supervision": {"network_def::heads": 1},
+    "no augmentation": {"train::augmentation::transforms": []},
+    "no mirrored passes": {"mirror_axes": []},
+    "patches anywhere": {"foreground_share": 0.0},
+    "AdamW for Muon": {"layer": "_layers/adamw.yaml"},
+    "SGD for Muon": {"layer": "_layers/sgd.yaml"},
+}
+
+
+def run(*command: str | Path) -> None:
+    """Run a command and show it."""
+    print("+", *command, flush=True)
+    subprocess.run([str(word) for word in command], check=True)
+
+
+def tomokit(*words: str | Path) -> None:
+    """Run the command `tomokit` of this environment."""
+    run(Path(sys.executable).with_name("tomokit"), *words)
+
+
+def bundle_run(files: Sequence[str | Path], **overrides: Any) -> None:
+    """Run `python -m monai.bundle run` on config files with overrides."""
+    listed = "[" + ",".join(f"'{file}'" for file in files) + "]"
+    pairs = [text for key, value in overrides.items() for text in (f"--{key}", str(value))]
+    monai = (sys.executable, "-W", "ignore:parsing config_file", "-m", "monai.bundle", "run")
+    run(*monai, "--config_file", listed, *pairs)
+
+
+def write_splits(path: Path, inner: bool) -> Path:
+    """Write nnU-Net's folds without a validation part; `inner`: of fold 0's training cases alone, a part to score."""
+    content = json.loads((get_dataset(DATA) / "splits.json").read_text())
+    folds = [
+        {"training": sorted(fold["training"] + fold["validation"]), "validation": [], "test": fold["test"]}
+        for fold in content["folds"]
+    ]
+    if inner:
+        scored = folds[INNER_FOLD]["test"]
+        rest = sorted(set(folds[0]["training"]) - set(scored))
+        folds = [{"training": rest, "validation": [], "test": scored}]
+    write_json(path, {"folds": folds})
+    return path
+
+
+def plan(folder: Path, minutes: float, fold: int, inner: bool = False) -> Path:
+    """Plan a bundle for the set in so many minutes and return its train.yaml."""
+    splits = write_splits(folder.with_name(f"{folder.name}-splits.json"), inner)
+    shutil.rmtree(folder, ignore_errors=True)
+    parts = ("--split", splits.resolve(), "--fold", str(fold))
+    tomokit("plan", DATA, "--out", folder, "--minutes", f"{minutes:g}", *parts)
+    return folder / "configs" / "train.yaml"
+
+
+def train_and_score(files: Sequence[Path], run_dir: Path, **overrides: Any) -> None:
+    """Train a run from the beginning, predict its test cases and score them."""
+    shutil.rmtree(run_dir, ignore_errors=True)
+    bundle_run(files, run_dir=run_dir, **overrides)
+    evaluate = find_bundle("segmentation") / "configs" / "evaluate.yaml"
+    bundle_run([run_dir / "configs" / "train.yaml", evaluate], checkpoint="last", rival="false")
+
+
+def headline(fold: int, minutes: float, run_dir: Path) -> list[dict[str, Any]]:
+    """Return the rows of one fold, planned, trained and predicted within the minutes."""
+    began = time.perf_counter()
+    config = plan(run_dir.with_name(f"{run_dir.name}-plan"), minutes, fold)
+    train_and_score([config], run_dir)
+    return score_rows(f"unet, {minutes:g} min", f"fold {fold}", run_dir, time.perf_counter() - began)
+
+
+def score_rows(system: str, part: str, run_dir: Path, seconds: float | None) -> list[dict[str, Any]]:
+    """Return a row per measure of a scored run: Dice, of each structure too, and the surface's at 1 mm."""
+    measures = json.loads((run_dir / "metrics.json").read_text())
+    training = json.loads((run_dir / "validation.json").read_text())
+    common = {
+        "seconds": seconds,
+        "peak_rss_gb": max(measures["peak_rss_gb"], training["peak_rss_gb"]),
+        "parameters": training["parameters"],
+        "epochs": training["epochs"],
+        "seconds_per_step": training["seconds_per_step"],
+        "hardware": describe_environment({})["hardware"]["processor"],
+    }
+    by_case = dice_by_case(run_dir)
+    values = {"dice": list(by_case.values())}
+    for name in STRUCTURES.values():
+        values[f"dice {name}"] = [row["dice"] for row in read_rows(run_dir / "cases.csv") if row["class"] == name]
+    values["nsd 1 mm"] = [surface_dice(run_dir, case) for case in by_case]
+    rows = []
+    for metric, numbers in values.items():
+        mean, low, high, n = bootstrap_mean(numbers, range(len(numbers)))
+        names = {"system": system, "dataset": f"{DATA} {part}", "metric": metric, "value": mean}
+        rows.append(names | {"ci95": [low, high], "n": n} | common)
+    return rows
+
+
+def dice_by_case(run_dir: Path) -> dict[str, float]:
+    """Return each scored case's mean Dice over the structures."""
+    by_case: dict[str, list[float]] = {}
+    for row in read_rows(run_dir / "cases.csv"):
+        by_case.setdefault(row["case"], []).append(row["dice"])
+    return {case: statistics.mean(values) for case, values in by_case.items()}
+
+
+def surface_dice(run_dir: Path, case: str) -> float:
+    """Return the mean over structures of the normalised surface Dice of a written prediction at 1 mm, by MONAI."""
+    prediction = nibabel.load(run_dir / "predictions" / f"{case}.nii.gz")
+    truth = nibabel.load(get_dataset(DATA) / "labelsTr" / f"{case}.nii.gz")
+    spacing = [float(edge) for edge in truth.header.get_zooms()[:3]]
+    maps = [torch.from_numpy(np.asarray(image.dataobj).astype(np.int64)) for image in (prediction, truth)]
+    channels = [torch.stack([volume == value for value in (0, *STRUCTURES)])[None].float() for volume in maps]
+    scores = compute_surface_dice(*channels, class_thresholds=[TOLERANCE_MM] * len(STRUCTURES), spacing=spacing)
+    return float(scores.mean())
+
+
+def equal_time(name: str, group: str, layers: Sequence[Path], overrides: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of one network or ingredient, trained for the equal time and scored on the inner part."""
+    folder = Path("runs") / "hippocampus" / group
+    config = folder / "plan" / "configs" / "train.yaml"
+    if not config.is_file():
+        plan(folder / "plan", EQUAL_MINUTES, 0, inner=True)
+    run_dir = folder / name.replace(" ", "_")
+    files = [config, *layers]
+    epochs = fit_epochs(files, overrides)
+    train_and_score(files, run_dir, epochs=epochs, **overrides)
+    seconds = json.loads((run_dir / "validation.json").read_text())["seconds"]
+    return score_rows(name, f"inner, {group}", run_dir, seconds)
+
+
+def fit_epochs(files: Sequence[Path], overrides: Mapping[str, Any]) -> int:
+    """Return how many epochs of the config fit into the equal time, by the time of some of its steps."""
+    with bundle_workflow(files, overrides) as workflow:
+        trainer = workflow.parser.get_parsed_content("train::trainer")
+        seconds = statistics.median(time_steps(trainer, 12)[4:])
+        per_epoch = len(trainer.data_loader)
+    return max(1, int(60 * EQUAL_MINUTES / seconds / per_epoch))
+
+
+def loop_rows() -> list[dict[str, Any]]:
+    """Return the steps per second of the bundle's loop, of MONAI's stock loop and of the bare network, in turn."""
+    folder = Path("runs") / "hippocampus" / "loop"
+    config = plan(folder / "plan", EQUAL_MINUTES, 0, inner=True)
+    return [row | {"dataset": DATA} for row in compare_loops(config)]
+
+
+def networks() -> dict[str, list[Path]]:
+    """Return the layers of each network of the segmentation bundle; the first is the default, without a layer."""
+    found = sorted((find_bundle("segmentation") / "configs" / "networks").glob("*.yaml"))
+    return {"unet": [], **{path.stem: [path] for path in found}}
+
+
+def chosen_rows(options: argparse.Namespace) -> Sequence[tuple[str, str, Any]]:
+    """Return (system, dataset, how to measure it) of what was asked for, in order."""
+    groups = options.only or (GROUPS if options.full else ())
+    work: list[tuple[str, str, Any]] = []
+    label = f"unet, {options.minutes:g} min"
+    if not groups:
+        run_dir = Path("runs") / options.run
+        work.append((label, f"{DATA} fold {options.fold}", lambda: headline(options.fold, options.minutes, run_dir)))
+    if "folds" in groups:
+        for fold in range(len(NNUNET)):
+            run_dir = Path("runs") / "hippocampus" / f"fold_{fold}"
+            work.append((label, f"{DATA} fold {fold}", lambda f=fold, r=run_dir: headline(f, options.minutes, r)))
+    if "networks" in groups:
+        for name, layers in networks().items():
+            measure = lambda n=name, ls=layers: equal_time(n, "networks", ls, {})  # noqa: E731
+            work.append((name, f"{DATA} inner, networks", measure))
+    if "ingredients" in groups:
+        for name, changes in INGREDIENTS.items():
+            work.append((name, f"{DATA} inner, ingredients", lambda n=name, c=changes: without(n, c)))
+    if "loop" in groups:
+        work.append(("bundle", DATA, loop_rows))
+    return work
+
+
+def without(name: str, changes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a training with an ingredient changed."""
+    overrides = {key: value for key, value in changes.items() if key != "layer"}
+    layers = [find_bundle("segmentation").parent / changes["layer"]] if "layer" in changes else []
+    return equal_time(name, "ingredients", layers, overrides)
+
+
+def show(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print all rows as a table, nnU-Net's figure beside a fold's."""
+    table = Table("system", "part", "measure", "value [95 %]", "nnU-Net", "time", "parameters")
+    for row in rows:
+        part = row["dataset"].removeprefix(DATA).strip()
+        beside = f"{NNUNET[int(part[-1])]:.4f}" if part.startswith("fold") and row["metric"] == "dice" else ""
+        interval = "" if row["ci95"] is None else f" [{row['ci95'][0]:.3f}, {row['ci95'][1]:.3f}]"
+        seconds = "" if row["seconds"] is None else f"{row['seconds'] / 60:.1f} min"
+        size = f"{row['parameters'] / 1e6:.2f}M" if row.get("parameters") else ""
+        table.add_row(row["system"], part, row["metric"], f"{row['value']:.4f}{interval}", beside, seconds, size)
+    Console(width=120).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fold", type=int, default=0, choices=range(len(NNUNET)))
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--run", default="hippocampus-bench")
+    parser.add_argument("--only", nargs="*", choices=GROUPS)
+    parser.add_argument("--full", action="store_true", help="all groups")
+    options = parser.parse_args()
+    get_dataset(DATA, source=os.environ.get("TOMOKIT_MIRROR"))
+    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    for system, dataset, measure in chosen_rows(options):
+        own = [row for row in rows if (row["system"], row["dataset"]) == (system, dataset)]
+        if own and (options.only or options.full):
+            print(f"{system}, {dataset}: measured already; delete its rows in {RESULTS.name} to measure it again")
+            continue
+        measured = measure()
+        rows = [row for row in rows if (row["system"], row["dataset"]) != (system, dataset)] + measured
+        environment = describe_environment({})
+        keep = {key: environment[key] for key in ("git_revision", "hardware", "versions")}
+        write_json(RESULTS, {"name": DATA, "command": "make bench NAME=hippocampus FULL=1", **keep, "rows": rows})
+    show(rows)
+
+
+if __name__ == "__main__":
+    main()

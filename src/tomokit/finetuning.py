@@ -1,0 +1,247 @@
+"""Fine-tuning: a network begins with weights of an earlier run or a public file, its body frozen if so asked."""
+
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+
+from tomokit.engines.checkpoints import load, weights_of
+from tomokit.engines.hardware import unwrap
+from tomokit.errors import TomokitError
+
+logger = logging.getLogger(__name__)
+
+# what MONAI's networks and ours call their last layers
+HEADS = frozenset(
+    {"output_block", "deep_supervision_heads", "out_tr", "conv_final", "final_conv", "out", "logits", "controller"}
+    | {"fc", "_fc", "last_linear", "class_layers", "classification_head"}
+)
+FREEZE = ("none", "body")
+Weights = Mapping[str, Tensor]
+SHOWN = 6  # names of tensors in a message
+
+
+def load_pretrained(
+    network: nn.Module,
+    source: str | Path,
+    freeze: str = "none",
+    head: Sequence[str] | None = None,
+    adapt_channels: bool = False,
+) -> nn.Module:
+    """Return the network with all weights of `source` that fit it; what they are, and what is left out, is logged.
+
+    In a config it stands at the trainer, `train::trainer::network`, so that what is trained can be evaluated without
+    the source: `{_target_: tomokit.finetuning.load_pretrained, network: "@network", source: "@pretrained"}`.
+
+    Args:
+        network: the network to train; it is changed in place. Joined with other processes' or not.
+        source: the folder of an earlier run (its best weights, else the last ones), or a file of weights: a
+            checkpoint of ours or of MONAI, or MedicalNet's with `state_dict` and `module.`.
+        freeze: `none`, or `body`: what was loaded is not trained, but for the head; its batch norms keep their
+            statistics.
+        head: names of the modules that are the head; None finds them by their usual names.
+        adapt_channels: for another number of input channels, spread the first convolution's mean over them.
+
+    Raises:
+        TomokitError: when there are no such weights, less than half of the body fits, or the head can't be told.
+    """
+    if freeze not in FREEZE:
+        raise TomokitError(f"freeze must be one of {FREEZE}, got {freeze!r}")
+    bare = unwrap(network)
+    path = find_source(source)
+    weights = _read(path)
+    if adapt_channels:
+        weights = _adapt_channels(bare, weights)
+    heads = find_head(bare, head)
+    own = bare.state_dict()
+    matched = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
+    _check_share(bare, matched, heads, path)
+    bare.load_state_dict(matched, strict=False)
+    _report(own, weights, matched, path)
+    if freeze == "none":
+        return network
+    _freeze(bare, matched, heads)
+    return rejoin(network)
+
+
+def find_source(source: str | Path) -> Path:
+    """Return the file of weights that `source` means: itself, or the best, else the last, of a run's folder.
+
+    Raises:
+        TomokitError: when there is none.
+    """
+    path = Path(source)
+    candidates = [path / "checkpoints" / name for name in ("best.pt", "last.pt")] if path.is_dir() else [path]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise TomokitError(
+        f"no pretrained weights in {path}; set `pretrained` to a run's folder with checkpoints/best.pt, or to a file"
+    )
+
+
+def find_head(network: nn.Module, head: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Return the names of the modules that are the network's head, given or found by their usual names.
+
+    A module without a usual name that holds one other, or a sequence, is looked into; a sequence ends in its head.
+
+    Raises:
+        TomokitError: when a given name is no module, or no usual name is there.
+    """
+    if head is not None:
+        modules = dict(network.named_modules())
+        unknown = [name for name in head if name not in modules]
+        if unknown or not head:
+            raise TomokitError(f"`head` must name modules of {type(network).__name__}, got {unknown or list(head)}")
+        return tuple(head)
+    module, prefix = network, ""
+    while True:
+        children = {name: child for name, child in module.named_children() if any(True for _ in child.parameters())}
+        found = tuple(prefix + name for name in children if name in HEADS)
+        if found:
+            return found
+        if isinstance(module, nn.Sequential) and len(children) > 1:
+            return (prefix + list(children)[-1],)
+        if len(children) != 1:
+            raise TomokitError(
+                f"can't tell which modules are the head of {type(network).__name__}; set `head` to some of "
+                f"{[prefix + name for name in children]}"
+            )
+        name, module = children.popitem()
+        prefix += name + "."
+
+
+class UnfreezeAt:
+    """Trains a frozen body from an epoch on, at a lower learning rate: a handler of the trainer.
+
+    The optimizer holds all parameters from the start; those that are frozen have no gradient and are left alone. The
+    schedule's rates, which a checkpoint keeps, are lowered once, so that a resumed run goes on as it would have.
+
+    Args:
+        epochs: how many epochs train the head alone.
+        lr_scheduler: torch's schedule of the optimizer.
+        factor: the learning rate afterwards, as part of what the schedule gives.
+
+    Raises:
+        TomokitError: when the factor is not above 0.
+    """
+
+    def __init__(self, epochs: int, lr_scheduler: Any, factor: float = 0.1) -> None:
+        if factor <= 0:
+            raise TomokitError(f"the factor of the learning rate must be above 0, got {factor}")
+        self.epochs = epochs
+        self.lr_scheduler = lr_scheduler
+        self.factor = factor
+
+    def attach(self, engine: Engine) -> None:
+        """Look at the start of each epoch of the trainer whether it is time."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Any) -> None:
+        """Unfreeze the trainer's network in the first epoch after `epochs`, and in a later one that is resumed in."""
+        if engine.state.epoch <= self.epochs:
+            return
+        frozen = [parameter for parameter in unwrap(engine.network).parameters() if not parameter.requires_grad]
+        if frozen:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+            engine.network = rejoin(engine.network)
+            logger.info("epoch %d: the whole network is trained from here on", engine.state.epoch)
+        if engine.state.epoch == self.epochs + 1:
+            self._lower()
+
+    def _lower(self) -> None:
+        """Lower the learning rate now and in all that the schedule gives."""
+        for group in self.lr_scheduler.optimizer.param_groups:
+            group["lr"] *= self.factor
+        self.lr_scheduler.base_lrs = [rate * self.factor for rate in self.lr_scheduler.base_lrs]
+
+
+def rejoin(network: nn.Module) -> nn.Module:
+    """Return the network, joined anew with the other processes' where it is: what is trained is agreed on once."""
+    if not isinstance(network, nn.parallel.DistributedDataParallel):
+        return network
+    return nn.parallel.DistributedDataParallel(network.module, device_ids=network.device_ids)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Return the tensors in a file of weights, by the names the network itself has for them."""
+    content = load(path)
+    content = content.get("state_dict", content)
+    tensors = {key: value for key, value in weights_of(content).items() if isinstance(value, Tensor)}
+    return {key.removeprefix("module."): value for key, value in tensors.items()}
+
+
+def _adapt_channels(network: nn.Module, weights: Weights) -> dict[str, Tensor]:
+    """Return the weights with the first convolution's input channels made as many as the network's.
+
+    Each channel gets their mean, scaled so that an image repeated in all channels gives the same features.
+    """
+    own = network.state_dict()
+    first = next((key for key, value in own.items() if value.ndim >= 4 and key in weights), None)
+    if first is None or weights[first].shape[1] == own[first].shape[1]:
+        return dict(weights)
+    old, new = weights[first].shape[1], own[first].shape[1]
+    adapted = dict(weights)
+    for key, value in weights.items():
+        wanted = own[key].shape if key in own else value.shape
+        if value.ndim >= 4 and value.shape[1] == old and wanted == (value.shape[0], new, *value.shape[2:]):
+            adapted[key] = value.mean(1, keepdim=True).expand(wanted) * (old / new)
+    return adapted
+
+
+def _within(key: str, modules: Sequence[str]) -> bool:
+    """Return whether a parameter's name lies in one of the modules."""
+    return any(key.startswith(f"{name}.") for name in modules)
+
+
+def _check_share(network: nn.Module, matched: Weights, heads: Sequence[str], path: Path) -> None:
+    """Raise when less than half of the body's parameters are among the matched ones."""
+    body = {key: value.numel() for key, value in network.named_parameters() if not _within(key, heads)}
+    found = sum(count for key, count in body.items() if key in matched)
+    if 2 * found < max(sum(body.values()), 1):
+        missing = ", ".join([key for key in body if key not in matched][:SHOWN])
+        raise TomokitError(
+            f"the weights of {path} fit only {found} of the {sum(body.values())} parameters of the body of "
+            f"{type(network).__name__} ({missing} …); use their own network, and `adapt_channels: true` "
+            "for another number of input channels"
+        )
+
+
+def _report(own: Mapping[str, Tensor], weights: Weights, matched: Weights, path: Path) -> None:
+    """Log how many tensors were taken, and which were left out for what reason."""
+    shapes = [
+        f"{key} {tuple(weights[key].shape)} for {tuple(own[key].shape)}"
+        for key in own
+        if key in weights and key not in matched
+    ]
+    missing = [key for key in own if key not in weights]
+    unknown = [key for key in weights if key not in own]
+    logger.info("pretrained: %d of %d tensors from %s", len(matched), len(own), path)
+    for reason, names in (("of another shape", shapes), ("not in the file", missing), ("not in the network", unknown)):
+        if names:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            logger.info("pretrained: left out, %s: %s%s", reason, ", ".join(names[:SHOWN]), more)
+
+
+def _freeze(network: nn.Module, matched: Weights, heads: Sequence[str]) -> None:
+    """Freeze what was loaded, but for the head; batch norms of the body use and keep their statistics meanwhile."""
+    frozen = [
+        parameter for name, parameter in network.named_parameters() if name in matched and not _within(name, heads)
+    ]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    hold = functools.partial(_hold_statistics, frozen[0])
+    for name, module in network.named_modules():
+        if f"{name}.running_mean" in matched and not _within(f"{name}.", heads):
+            module.register_forward_pre_hook(hold)
+
+
+def _hold_statistics(body: nn.Parameter, module: nn.Module, _: Any) -> None:
+    """Run a batch norm as in evaluation as long as the body is frozen: MONAI's trainer sets all modules to training."""
+    if not body.requires_grad:
+        module.eval()

@@ -1,0 +1,120 @@
+"""How long the planned training takes on this machine: a few of its own steps, run."""
+
+import contextlib
+import gc
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from monai.bundle import ConfigParser
+
+from tomokit.caching import free_memory
+from tomokit.datasets import Entry
+from tomokit.planning.schedule import Timing
+
+STEPS = 8
+LEAST_TIMED = 3
+ENOUGH_SECONDS = 8.0
+ENDLESS = 1_000_000  # epochs: the measurement stops itself
+
+
+def default_memory_gb() -> float:
+    """Return what a plan may take where no memory is given: the GPU's, or half of what is free, in GB."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.get_device_properties(0).total_memory / 1e9)
+    return free_memory() / 2e9
+
+
+def describe_device() -> dict[str, Any]:
+    """Return the device that training would take, and its threads."""
+    cuda = torch.cuda.is_available()
+    return {"device": torch.cuda.get_device_name(0) if cuda else "cpu", "threads": torch.get_num_threads()}
+
+
+def measure_training(config: Path, training: Sequence[Entry], validation: Sequence[Entry]) -> Timing:
+    """Return the median time of a step, of preparing a case, and of validating one, with a bundle's own components.
+
+    Everything is built as training builds it, with a few of the cases, so that loading, augmentation, loss and
+    optimizer are all in a step. Nothing is written.
+
+    Args:
+        config: the bundle's `train.yaml`.
+        training: the training cases; two batches of them are read.
+        validation: the validation cases, the first of which is read; none takes no time.
+    """
+    start = perf_counter()
+    parser = ConfigParser()
+    parser.read_config(str(config))
+    few = training[: 2 * int(parser["batch_size"])]
+    parser["cases::training"] = [entry["case"] for entry in few]
+    parser["cases::validation"] = [entry["case"] for entry in validation[:1]]
+    parser["cases::test"] = []
+    for key, value in {"cache": "memory", "epochs": ENDLESS, "val_interval": ENDLESS, "num_workers": 0}.items():
+        parser[key] = value
+    with _quiet():
+        trainer = parser.get_parsed_content("train::trainer")
+        evaluator = parser.get_parsed_content("validate::evaluator")
+        opened = perf_counter() - start
+        step = _time_steps(trainer)
+        case = _time_case(parser, few[-1])
+        checked = _time_validation(evaluator) if validation else 0.0
+    del parser, trainer, evaluator
+    gc.collect()
+    return Timing(step, case, checked, max(Timing._field_defaults["start"], opened - case * len(few)))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back messages on what is measured; training itself gives them."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _time_steps(trainer: Any) -> float:
+    """Return the median seconds between the ends of two steps, without the first."""
+    ends: list[float] = []
+
+    def note(engine: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        ends.append(perf_counter())
+        timed = len(ends) - 1
+        if timed >= STEPS or (timed >= LEAST_TIMED and ends[-1] - ends[0] > ENOUGH_SECONDS):
+            engine.terminate()
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, note)
+    trainer.run()
+    taken = sorted(after - before for before, after in pairwise(ends))
+    return taken[len(taken) // 2]
+
+
+def _time_case(parser: ConfigParser, entry: Entry) -> float:
+    """Return the seconds that reading and preprocessing one case take."""
+    preprocessing = parser.get_parsed_content("preprocessing")
+    start = perf_counter()
+    preprocessing(dict(entry))
+    return perf_counter() - start
+
+
+def _time_validation(evaluator: Any) -> float:
+    """Return the seconds of validating one case, the second time where the first was short."""
+    seconds = 0.0
+    for _ in range(2):
+        start = perf_counter()
+        evaluator.run()
+        seconds = perf_counter() - start
+        if seconds > ENOUGH_SECONDS / 4:
+            break
+    return seconds
