@@ -11,7 +11,7 @@ GROUPS = (
     "errors files config_rules config_safety configs geometry labels statistics volumes",
     "datasets phantoms splits dicom importers catalogue checks caching",
     "transforms augmentation networks regions losses optimizers metrics pictures rivals",
-    "runs inference engines ensembles finetuning",
+    "runs inference engines ensembles finetuning postprocessing",
     "bundles lint report check_report planning search",
     "cli",
 )
