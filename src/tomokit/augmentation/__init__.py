@@ -1,8 +1,8 @@
-"""Random changes of whole batches on the device they are on, as MONAI dictionary transforms of plain tensors.
+"""Random changes of whole batches on the device that they are on, as MONAI dictionary transforms of plain tensors.
 
-Each takes `{"image": (B, C, X, Y[, Z]), "label": (B, 1, X, Y[, Z])}` and returns it with new tensors. Every sample is
-drawn for by itself; a sample that was not drawn keeps its values bit for bit. The draws come from torch's global
-generator on the CPU, so nothing waits for the device.
+Each takes `{"image": (B, C, X, Y[, Z]), "label": (B, 1, X, Y[, Z])}` and returns it with new tensors. Each sample is
+drawn for by itself; one that is not drawn keeps every bit. Draws come from torch's global generator on the CPU, so
+that nothing waits for the device.
 """
 
 from tomokit.augmentation.intensity import (
@@ -13,6 +13,7 @@ from tomokit.augmentation.intensity import (
     BatchRandGaussianNoised,
     BatchRandGaussianSmoothd,
     BatchRandLowResolutiond,
+    BatchRandShiftIntensityd,
 )
 from tomokit.augmentation.spatial import BatchRandFlipd, BatchRandSpatiald
 
@@ -25,5 +26,6 @@ __all__ = [
     "BatchRandGaussianNoised",
     "BatchRandGaussianSmoothd",
     "BatchRandLowResolutiond",
+    "BatchRandShiftIntensityd",
     "BatchRandSpatiald",
 ]

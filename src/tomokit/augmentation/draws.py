@@ -1,8 +1,10 @@
-"""Random draws on the CPU, one per sample, and what is done to the drawn samples of a batch."""
+"""Checked arguments, draws on the CPU, and the change of a batch's drawn samples alone."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
+from monai.utils import ensure_tuple_rep
 from torch import Tensor
 
 from tomokit.errors import TomokitError
@@ -18,44 +20,78 @@ def check_probability(name: str, value: float) -> float:
     """
     if not 0 <= value <= 1:
         raise TomokitError(f"{name} must lie in 0–1, got {value}")
-    return value
+    return float(value)
 
 
-def check_range(name: str, values: Sequence[float], lowest: float = -float("inf")) -> Range:
-    """Return a range, lower end first.
+def check_range(name: str, ends: Sequence[float], least: float = -math.inf, greatest: float = math.inf) -> Range:
+    """Return a range as its two ends.
 
     Raises:
-        TomokitError: when it has not two ends in order, or one below `lowest`.
+        TomokitError: when they are not two finite numbers in order between `least` and `greatest`.
     """
-    if len(values) != 2 or not lowest <= values[0] <= values[1]:
-        floor = "" if lowest == -float("inf") else f" of at least {lowest:g}"
-        raise TomokitError(f"{name} must be two numbers{floor}, the lower one first, got {tuple(values)}")
+    values = tuple(ends)
+    ordered = len(values) == 2 and least <= values[0] <= values[1] <= greatest
+    if not ordered or not all(map(math.isfinite, values)):
+        limits = "" if math.isinf(least) else f" from {least:g}" + ("" if math.isinf(greatest) else f" to {greatest:g}")
+        raise TomokitError(f"{name} must be two numbers{limits}, the lower one first, got {values}")
     return float(values[0]), float(values[1])
 
 
-def draw_samples(batch: int, prob: float) -> list[int]:
-    """Return the numbers of the samples that are drawn."""
-    return (torch.rand(batch) < prob).nonzero().flatten().tolist()
+def per_axis(name: str, value: float | Sequence[float], count: int) -> tuple[float, ...]:
+    """Return one number for each of `count` axes.
+
+    Raises:
+        TomokitError: when there are more or fewer.
+    """
+    if isinstance(value, int | float):
+        return tuple(ensure_tuple_rep(value, count))
+    if len(value) != count:
+        raise TomokitError(f"{name} must be one number or {count} for images of this shape, got {tuple(value)}")
+    return tuple(value)
 
 
-def draw_uniform(shape: Sequence[int], ends: Range) -> Tensor:
-    """Return numbers between the ends, on the CPU."""
-    return torch.empty(tuple(shape)).uniform_(*ends)
+def draw_events(shape: Sequence[int] | int, prob: float) -> Tensor:
+    """Return which of the events happen, bool on the CPU."""
+    return torch.rand(shape) < prob
 
 
-def spread(values: Tensor, like: Tensor) -> Tensor:
-    """Return values (k,) or (k, C) in the form (k, C, 1, 1[, 1]), on the device of `like` and in its type."""
-    shape = (*values.shape, *[1] * (like.ndim - values.ndim))
-    return values.reshape(shape).to(like.device, like.dtype, non_blocking=True)
+def draw_uniform(shape: Sequence[int] | int, ends: Range) -> Tensor:
+    """Return numbers spread evenly between the ends, on the CPU."""
+    return torch.rand(shape) * (ends[1] - ends[0]) + ends[0]
 
 
-def change_samples(batch: Tensor, samples: Sequence[int], change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the batch with `change` done to the samples of these numbers; without any, the batch itself."""
+def draw_factors(shape: Sequence[int] | int, ends: Range) -> Tensor:
+    """Return factors between the ends, on the CPU; as many below 1 as above where the range spans 1.
+
+    Source: as nnU-Net draws scale, contrast and gamma (Isensee et al., Nature Methods 18, 2021).
+    """
+    low, high = ends
+    if not low < 1 < high:
+        return draw_uniform(shape, ends)
+    return torch.where(draw_events(shape, 0.5), draw_uniform(shape, (low, 1.0)), draw_uniform(shape, (1.0, high)))
+
+
+def pick(batch: Tensor, samples: Sequence[int]) -> Tensor:
+    """Return the samples of these numbers; a list of numbers, not a tensor, since that would be copied to the device.
+
+    A copy to a GPU makes the program wait for it.
+    """
+    return batch if len(samples) == len(batch) else torch.stack([batch[number] for number in samples])
+
+
+def change_samples(
+    batch: Tensor, samples: Sequence[int], change: Callable[[Tensor], Tensor], base: Tensor | None = None
+) -> Tensor:
+    """Return a new batch with `change` done to these samples, in single precision at least; without any, the batch.
+
+    The others, the dtype and the memory order are those of `base`, by default the batch.
+    """
+    base = batch if base is None else base
     if not samples:
-        return batch
-    if len(samples) == len(batch):
-        return change(batch)
-    result = batch.clone()
-    index = torch.tensor(samples).to(batch.device, non_blocking=True)
-    result[index] = change(batch[index])
+        return base
+    precise = torch.promote_types(batch.dtype, torch.float32)  # half has no room for sums and small differences
+    changed = change(pick(batch, samples).to(precise))
+    result = torch.empty_like(base) if len(samples) == len(base) else base.clone()
+    for number, sample in zip(samples, changed, strict=True):
+        result[number].copy_(sample)
     return result

@@ -31,7 +31,6 @@ from tomokit.planning.rules import (
     choose_partial,
     covered,
     explain_network,
-    note_postprocessing,
     plain,
 )
 from tomokit.planning.schedule import Timing, choose_schedule, reserved_seconds, step_target_seconds
@@ -39,6 +38,7 @@ from tomokit.planning.writing import check_target, put_in_place, read_packaged, 
 
 ROUNDS = 5
 FEW_VALIDATIONS = 5
+MUON_RATE, ADAMW_RATE = 0.01, 0.003  # of the segmentation and the classification bundle's optimizer
 CLOSE = 0.85  # of the time a step may take: near enough
 FIRST_GMACS_PER_SECOND = 20.0  # a guess for one thread, corrected by the first measurement
 
@@ -50,7 +50,6 @@ class Plan:
     bundle: Path
     fingerprint: Fingerprint
     choices: Mapping[str, Choice]
-    notes: Mapping[str, Choice]
     moved: Path | None = None
 
 
@@ -102,8 +101,7 @@ def make_plan(
             moved = put_in_place(staged, out)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
-    note = note_postprocessing(fingerprint)
-    return Plan(out, fingerprint, choices, {"postprocessing": note} if note else {}, moved)
+    return Plan(out, fingerprint, choices, moved)
 
 
 def print_plan(plan: Plan) -> None:
@@ -113,7 +111,7 @@ def print_plan(plan: Plan) -> None:
     table.add_column("key", style="bold", no_wrap=True)
     table.add_column("value", overflow="fold", ratio=2)
     table.add_column("reason", overflow="fold", ratio=3, style="dim")
-    for key, choice in {**plan.choices, **plan.notes}.items():
+    for key, choice in plan.choices.items():
         if console.is_terminal:
             table.add_row(key.removeprefix("network_def::"), _short(choice.value), choice.reason)
         else:
@@ -170,7 +168,7 @@ def _choose(fingerprint: Fingerprint, budget: Budget) -> tuple[dict[str, Choice]
         chosen = choose_image(fingerprint, budget)
         width = chosen["network_def::network::block_inplanes"].value
         work = image_gmacs(chosen["image_size"].value, chosen["batch_size"].value, width[0])
-        return {**chosen, **intensity, "learning_rate": choose_learning_rate(width)}, work, 1.0
+        return {**chosen, **intensity, "learning_rate": choose_learning_rate(width, ADAMW_RATE)}, work, 1.0
     geometry = choose_geometry(fingerprint, budget)
     sizes = len(fingerprint.modality), len(fingerprint.labels)
     work = step_gmacs(geometry.patch_size.value, geometry.stages, geometry.batch_size.value, *sizes)
@@ -188,7 +186,7 @@ def _segmentation(fingerprint: Fingerprint, geometry: Geometry, budget: Budget) 
         "flip_axes": choose_flips(fingerprint),
         "foreground_share": choose_foreground_share(fingerprint),
         "overlap": choose_overlap(fingerprint, geometry),
-        "learning_rate": choose_learning_rate(geometry.stages.filters),
+        "learning_rate": choose_learning_rate(geometry.stages.filters, MUON_RATE),
         **choose_partial(fingerprint, read_packaged(fingerprint.task)),
     }
 

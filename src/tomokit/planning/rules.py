@@ -392,22 +392,11 @@ def choose_partial(fingerprint: Fingerprint, packaged: Mapping[str, Any]) -> dic
     }
 
 
-def choose_learning_rate(filters: Sequence[int]) -> Choice:
-    """Return the step size of AdamW, smaller for a wide network."""
+def choose_learning_rate(filters: Sequence[int], small: float) -> Choice:
+    """Return the learning rate: `small` for a small network, less for a wide one."""
     if filters[0] >= MANY_FILTERS:
-        return Choice(0.001, f"{max(filters)} filters: a wide network takes smaller steps")
-    return Choice(0.003, f"up to {max(filters)} filters: a small network takes larger steps")
-
-
-def note_postprocessing(fingerprint: Fingerprint) -> Choice | None:
-    """Return advice where each structure is one piece in nearly all cases."""
-    single = [structure.name for structure in fingerprint.structures if structure.pieces == 1]
-    if not single:
-        return None
-    return Choice(
-        "none",
-        f"{', '.join(single)}: one piece in most cases; try KeepLargestConnectedComponentd on the validation cases",
-    )
+        return Choice(round(small / 3, 4), f"{max(filters)} filters: a wide network takes smaller steps")
+    return Choice(small, f"up to {max(filters)} filters: a small network takes larger steps")
 
 
 def rounded(spacing: Sequence[float]) -> tuple[float, ...]:
