@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tomokit import phantoms
 from tomokit.bundles import bundles_folder, find_bundle, list_bundles
 from tomokit.cli import app, main
 from tomokit.errors import TomokitError
@@ -46,6 +47,20 @@ def test_a_problem_is_one_text_and_a_status(capsys, monkeypatch, tmp_path):
         main()
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith("tomokit: the catalogue has no data set 'nothing'")
+
+
+def test_plan_writes_a_bundle_and_tells_the_next_command(tmp_path):
+    phantoms.make_segmentation_set(tmp_path / "set", cases=5, test_cases=1, size=24, progress=False)
+    done = invoke("plan", str(tmp_path / "set"), "--out", str(tmp_path / "plan"), "--memory", "2")
+    assert done.exit_code == 0 and f"next: make train BUNDLE={tmp_path / 'plan'}" in done.output
+    assert (tmp_path / "plan" / "configs" / "train.yaml").is_file()
+
+
+def test_search_needs_an_end_and_a_bundle():
+    with pytest.raises(TomokitError, match="give --trials, --minutes, or both"):
+        app(["search", "segmentation"], standalone_mode=False)
+    with pytest.raises(TomokitError, match="no bundle 'segmentatoin'"):
+        app(["search", "segmentatoin", "--trials", "1"], standalone_mode=False)
 
 
 def test_lint_takes_names_and_files(tmp_path):
