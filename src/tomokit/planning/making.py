@@ -29,6 +29,7 @@ from tomokit.planning.rules import (
     choose_learning_rate,
     choose_overlap,
     choose_partial,
+    choose_window,
     covered,
     explain_network,
     plain,
@@ -40,7 +41,7 @@ ROUNDS = 5
 FEW_VALIDATIONS = 5
 MUON_RATE, ADAMW_RATE = 0.01, 0.003  # of the segmentation and the classification bundle's optimizer
 CLOSE = 0.85  # of the time a step may take: near enough
-FIRST_GMACS_PER_SECOND = 20.0  # a guess for one thread, corrected by the first measurement
+FIRST_GMACS_PER_SECOND = 35.0  # a guess for one thread, corrected by the first measurement
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,7 @@ def _segmentation(fingerprint: Fingerprint, geometry: Geometry, budget: Budget) 
         **explain_network(geometry.stages, geometry.spacing.value, budget.cuda),
         "flip_axes": choose_flips(fingerprint),
         "foreground_share": choose_foreground_share(fingerprint),
+        "window_size": choose_window(fingerprint, geometry),
         "overlap": choose_overlap(fingerprint, geometry),
         "learning_rate": choose_learning_rate(geometry.stages.filters, MUON_RATE),
         **choose_partial(fingerprint, read_packaged(fingerprint.task)),

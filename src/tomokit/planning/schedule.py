@@ -9,7 +9,7 @@ from tomokit.planning.rules import Budget, Choice
 
 LEAST_STEPS = {"segmentation": 600, "classification": 200}  # fewer train no network from nothing
 PASSES = {"segmentation": 120, "classification": 40}  # over the training cases, what they are worth
-STEPS_PER_MINUTE = 120
+STEPS_PER_MINUTE = 300
 MARGIN = 0.92  # of the minutes; the rest is for what differs from run to run
 VALIDATIONS = (10, 7, 5, 4, 3, 2)
 VALIDATION_SHARE = 0.1  # of the minutes
