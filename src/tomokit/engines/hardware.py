@@ -3,7 +3,7 @@
 import logging
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from monai.data.utils import set_rnd
 from monai.engines import PrepareBatch as MonaiPrepareBatch
 from monai.utils import set_determinism
 from torch import Tensor, nn
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler, Sampler, SequentialSampler
 
 from tomokit.errors import TomokitError
 from tomokit.runs import describe_determinism
@@ -110,7 +110,7 @@ def make_sampler(dataset: Dataset, seed: int) -> DistributedSampler:
     return DistributedSampler(dataset, num_replicas=count, rank=rank, shuffle=True, seed=seed)
 
 
-def make_validation_sampler(dataset: Dataset) -> DistributedSampler:
+def make_validation_sampler(dataset: Sized) -> Sampler:
     """Return a sampler of all cases in their order; each process draws its own share, no case twice.
 
     With fewer cases than processes each draws all of them: a process without a case would leave the others waiting,
@@ -118,9 +118,10 @@ def make_validation_sampler(dataset: Dataset) -> DistributedSampler:
     """
     joined = torch.distributed.is_available() and torch.distributed.is_initialized()
     count = torch.distributed.get_world_size() if joined else 1
-    shared = 1 < count <= len(dataset)  # type: ignore[arg-type]
-    rank = torch.distributed.get_rank() if shared else 0
-    return UnevenSampler(dataset, even_divisible=False, num_replicas=count if shared else 1, rank=rank, shuffle=False)
+    if not 1 < count <= len(dataset):
+        return SequentialSampler(dataset)
+    rank = torch.distributed.get_rank()
+    return UnevenSampler(dataset, even_divisible=False, num_replicas=count, rank=rank, shuffle=False)
 
 
 class PrepareBatch(MonaiPrepareBatch):
