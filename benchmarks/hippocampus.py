@@ -41,7 +41,7 @@ GROUPS = ("folds", "networks", "ingredients", "loop")
 TOLERANCE_MM = 1.0
 EQUAL_MINUTES = 4.0
 INNER_FOLD = 1  # whose test cases, all among fold 0's training cases, are its inner validation part
-STRUCTURES = {1: "anterior", 2: "posterior"}
+LABELS = (0, 1, 2)  # background, anterior, posterior
 
 # what each ingredient buys: the planned training without it
 INGREDIENTS: dict[str, dict[str, Any]] = {
@@ -129,8 +129,9 @@ def score_rows(system: str, part: str, run_dir: Path, seconds: float | None) -> 
     }
     by_case = dice_by_case(run_dir)
     values = {"dice": list(by_case.values())}
-    for name in STRUCTURES.values():
-        values[f"dice {name}"] = [row["dice"] for row in read_rows(run_dir / "cases.csv") if row["class"] == name]
+    table = read_rows(run_dir / "cases.csv")
+    for name in dict.fromkeys(row["class"] for row in table):
+        values[f"dice {name.lower()}"] = [row["dice"] for row in table if row["class"] == name]
     values["nsd 1 mm"] = [surface_dice(run_dir, case) for case in by_case]
     rows = []
     for metric, numbers in values.items():
@@ -149,13 +150,17 @@ def dice_by_case(run_dir: Path) -> dict[str, float]:
 
 
 def surface_dice(run_dir: Path, case: str) -> float:
-    """Return the mean over structures of the normalised surface Dice of a written prediction at 1 mm, by MONAI."""
+    """Return the mean over structures of a written prediction's surface Dice at 1 mm, by MONAI.
+
+    Surfaces within voxels, as the Decathlon measures them: through the middle between a voxel inside and one outside.
+    """
     prediction = nibabel.load(run_dir / "predictions" / f"{case}.nii.gz")
     truth = nibabel.load(get_dataset(DATA) / "labelsTr" / f"{case}.nii.gz")
     spacing = [float(edge) for edge in truth.header.get_zooms()[:3]]
     maps = [torch.from_numpy(np.asarray(image.dataobj).astype(np.int64)) for image in (prediction, truth)]
-    channels = [torch.stack([volume == value for value in (0, *STRUCTURES)])[None].float() for volume in maps]
-    scores = compute_surface_dice(*channels, class_thresholds=[TOLERANCE_MM] * len(STRUCTURES), spacing=spacing)
+    channels = [torch.stack([volume == value for value in LABELS])[None].float() for volume in maps]
+    limits = [TOLERANCE_MM] * (len(LABELS) - 1)
+    scores = compute_surface_dice(*channels, class_thresholds=limits, spacing=spacing, use_subvoxels=True)
     return float(scores.mean())
 
 
