@@ -37,7 +37,6 @@ from tomokit.planning.rules import (
     choose_overlap,
     choose_partial,
     choose_stages,
-    choose_window,
     coarsest_mm,
     covered,
     full_spacing,
@@ -368,13 +367,6 @@ def test_overlap_is_less_where_a_volume_takes_many_windows():
     made = make_fingerprint(shape=(512, 512, 512))
     assert choose_overlap(made, choose_geometry(made, Budget(2, cuda=True))).value == 0.25
     assert choose_overlap(made, choose_geometry(make_fingerprint(), GPU)._replace()).value == 0.5
-
-
-def test_small_volumes_are_segmented_whole_and_large_ones_in_windows():
-    small, large = make_fingerprint(shape=(40, 56, 40)), make_fingerprint(shape=(512, 512, 512))
-    assert choose_window(small, choose_geometry(small, GPU)).value == (-1, -1, -1)
-    geometry = choose_geometry(large, Budget(2, cuda=True))
-    assert choose_window(large, geometry).value == geometry.patch_size.value
 
 
 def test_wide_networks_take_smaller_steps():

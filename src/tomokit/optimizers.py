@@ -16,10 +16,10 @@ SMALLEST_SIDE = 8  # of a kernel as a matrix; narrower ones are better left to A
 class Muon(torch.optim.Optimizer):
     """Momentum whose step, for each kernel as a matrix (features out, the rest), is made orthogonal; AdamW else.
 
-    On hippocampus 700 of its steps reached what 1,400 of AdamW's did (docs/experiments.md). A kernel's step is scaled to the size that AdamW's has, so learning rates carry over. What
-    is no matrix (norms, biases, a first convolution of one channel) is AdamW's. torch's own `Muon` takes matrices
-    alone, and iterates on the whole matrix in bfloat16; here the rounds are on the small side's Gram matrix, which
-    gives the same for a fifth of the arithmetic.
+    On hippocampus 700 of its steps reached what 1,400 of AdamW's did (docs/experiments.md). A kernel's step has the
+    size that AdamW's has, so learning rates carry over. What is no matrix (norms, biases, a first convolution of
+    one channel) is AdamW's. torch's own `Muon` takes matrices alone, and iterates on the whole matrix in bfloat16;
+    here the rounds are on the small side's Gram matrix, which gives the same for a fifth of the arithmetic.
 
     Args:
         params: the network's parameters.

@@ -25,7 +25,6 @@ COVERED = 0.25  # of the median volume, what a patch should see
 VOXELS_ACROSS = 6.0  # of the smallest structure's typical piece, at the least
 SET_SHARE = 0.05  # of the set's voxels, the most in one batch
 MOST_IN_BATCH = {False: 2, True: 16}  # on a CPU more steps are worth more than more in a step (docs/experiments.md)
-WHOLE = 8  # times a patch: volumes up to this are segmented in one piece
 MANY_FILTERS = 32
 
 
@@ -370,16 +369,6 @@ def choose_overlap(fingerprint: Fingerprint, geometry: Geometry) -> Choice:
     if windows > 64:
         return Choice(0.25, f"a volume takes more than {64} windows: a quarter less than halves the time")
     return Choice(0.5, "each voxel is seen by several windows, and by the middle of one")
-
-
-def choose_window(fingerprint: Fingerprint, geometry: Geometry) -> Choice:
-    """Return the window in which whole volumes are segmented: all of them where they are small."""
-    patch = geometry.patch_size.value
-    lengths = zip(fingerprint.extent_mm.max, geometry.spacing.value, strict=True)
-    largest = math.prod(max(1.0, length / mm) for length, mm in lengths)
-    if largest <= WHOLE * math.prod(patch):
-        return Choice((-1,) * len(patch), f"the whole: no volume has more than {WHOLE} times a patch's voxels")
-    return Choice(patch, "the patch, as trained")
 
 
 def choose_partial(fingerprint: Fingerprint, packaged: Mapping[str, Any]) -> dict[str, Choice]:
