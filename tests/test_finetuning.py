@@ -250,7 +250,7 @@ def test_a_bundle_trains_its_head_then_everything(tmp_path, monkeypatch):
     second = weights(run)
     assert all(not torch.equal(second[key], before[key]) for key, _ in begin.named_parameters())
     rates = torch.load(run / "checkpoints" / "last.pt", weights_only=True)["lr_scheduler"]["base_lrs"]
-    assert rates == pytest.approx([0.0003])
+    assert rates == pytest.approx([0.001])  # a tenth of the bundle's
     shutil.rmtree(tmp_path / "earlier")
     follow("segmentation", run, "evaluate", rival=False)
     assert (run / "metrics.json").exists()

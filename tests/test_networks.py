@@ -38,7 +38,7 @@ EXTRA = {
 }
 BUILDERS = pytest.mark.parametrize("build", EXTRA, ids=lambda build: build.__name__)
 LAYERS = "attention context_attention dynamic residual separable slicewise_dynamic"
-LAYERS = [f"{name}_unet" for name in LAYERS.split()] + ["swin_unetr", "task_heads", "vnet", "vnet_slim"]
+LAYERS = [f"{name}_unet" for name in LAYERS.split()] + ["dynunet", "swin_unetr", "task_heads", "vnet", "vnet_slim"]
 
 
 def small(build, dims=3, **changes) -> nn.Module:

@@ -411,7 +411,8 @@ def test_a_step_may_take_what_the_least_steps_leave():
     made = make_fingerprint(training=40)
     assert step_target_seconds(None, made, 0, cuda=True) is None
     assert step_target_seconds(None, made, 0, cuda=False) == 1.0
-    assert step_target_seconds(5, made, 60, cuda=False) == pytest.approx((0.92 * 300 - 60) / 660)
+    assert step_target_seconds(5, made, 60, cuda=False) == pytest.approx((0.92 * 300 - 60) / 1500)
+    assert step_target_seconds(2, made, 60, cuda=False) == pytest.approx((0.92 * 120 - 60) / 660)
     assert step_target_seconds(0.1, made, 60, cuda=False) == 0
 
 

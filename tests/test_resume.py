@@ -53,9 +53,9 @@ def test_three_kills_at_random_moments_change_no_bit(data, tmp_path):
     moments = random.Random(11)
     reached = []
     run = tmp_path / "killed"
-    for _ in range(KILLS):
+    for kill in range(KILLS):
         process = start(run, data, resume="true")
-        wait_for(run / "tensorboard", process)
+        wait_for(run / ("checkpoints/last.pt" if kill == KILLS - 1 else "tensorboard"), process)
         time.sleep(moments.uniform(0.2, 2.0))
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)

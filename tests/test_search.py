@@ -184,7 +184,7 @@ def objective(params: dict) -> float:
 
 def work(folder: str, wanted: int, die: bool) -> None:
     """Do trials until there are so many; or die in the middle of the first."""
-    given = parameters_of(Path(folder))
+    given = read_space(Path(folder) / "space.yaml", CONFIG)
     with Store(Path(folder) / "store", True) as store:
         while (turn := store.next_trial(given, wanted, seed=0)) is not None:
             if die:
