@@ -68,7 +68,7 @@ def stock_trainer(
 ) -> SupervisedTrainer:
     """Return a trainer of `network` on the cases, of so many steps each time it is run."""
     dataset = CacheDataset(cases, stock_transforms(patch_size), progress=False)
-    loader = DataLoader(dataset, batch_size, shuffle=True, num_workers=num_workers, drop_last=True)
+    loader = DataLoader(dataset, num_workers, batch_size=batch_size, shuffle=True, drop_last=True)
     loss = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
 
     def total(outputs: Any, label: torch.Tensor) -> torch.Tensor:
