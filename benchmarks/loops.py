@@ -1,4 +1,8 @@
-"""Steps per second of a bundle's training loop, beside MONAI's stock loop and the bare network, measured in turn."""
+"""Steps per second of a bundle's training loop, beside MONAI's stock loop and the bare network, measured in turn.
+
+The stock loop gets the same network in torch's own memory order, as `network.to(device)` leaves it. A bare step is the
+forward and backward pass of a batch that is at hand, and the optimizer's step; a bare pass is without the latter.
+"""
 
 import contextlib
 import copy
@@ -9,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from stock import stock_trainer
@@ -44,8 +49,8 @@ def time_steps(trainer: Any, count: int) -> list[float]:
         if len(seconds) == count:
             engine.terminate()
 
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, note)
-    trainer.run()
+    with trainer.add_event_handler(Events.ITERATION_COMPLETED, note):
+        trainer.run()
     return seconds
 
 
@@ -54,8 +59,8 @@ def compare_loops(config: Path) -> list[dict[str, Any]]:
     with bundle_workflow([config], {}) as workflow:
         content = workflow.parser.get_parsed_content
         trainer, patch, batch = content("train::trainer"), content("patch_size"), content("batch_size")
-        stock = stock_trainer(copy.deepcopy(unwrap(trainer.network)), content("cases")["training"], patch, batch, CHUNK)
-        times = _in_turn(trainer, stock)
+        network = copy.deepcopy(unwrap(trainer.network)).to(memory_format=torch.contiguous_format)
+        times = _in_turn(trainer, stock_trainer(network, content("cases")["training"], patch, batch))
     ours = times["bundle"]
     rows = []
     for name, seconds in times.items():
@@ -69,7 +74,7 @@ def compare_loops(config: Path) -> list[dict[str, Any]]:
 
 def _in_turn(trainer: Any, stock: Any) -> dict[str, list[float]]:
     """Return the seconds per step of each loop, a value per round; the first round warms up."""
-    times: dict[str, list[float]] = {"bundle": [], "stock MONAI": [], "bare network": []}
+    times: dict[str, list[float]] = {"bundle": [], "stock MONAI": [], "bare step": [], "bare pass": []}
     began = time.perf_counter()
 
     def alternate(engine: Any) -> None:
@@ -77,11 +82,15 @@ def _in_turn(trainer: Any, stock: Any) -> dict[str, list[float]]:
         if engine.state.iteration % CHUNK:
             return
         times["bundle"].append((time.perf_counter() - began) / CHUNK)
-        stock.state.max_epochs = None  # a run that has ended begins again
-        times["stock MONAI"].append(time_call(stock.run) / CHUNK)
+        stock.state.max_epochs = None  # a run that was ended begins again
+        times["stock MONAI"].append(statistics.mean(time_steps(stock, CHUNK + 1)[1:]))  # the first draws the order
         image, label = engine.state.output["image"], engine.state.output["label"]
-        bare = [time_call(lambda: bare_pass(trainer, image, label)) for _ in range(CHUNK)]
-        times["bare network"].append(statistics.mean(bare))
+        passes, steps = [], []
+        for _ in range(CHUNK):
+            passes.append(time_call(lambda: bare_pass(trainer, image, label)))
+            steps.append(passes[-1] + time_call(trainer.optimizer.step))
+        times["bare pass"].append(statistics.mean(passes))
+        times["bare step"].append(statistics.mean(steps))
         if len(times["bundle"]) == ROUNDS + 1:
             engine.terminate()
         began = time.perf_counter()

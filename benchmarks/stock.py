@@ -63,10 +63,9 @@ def stock_trainer(
     cases: Sequence[Mapping[str, Any]],
     patch_size: Sequence[int],
     batch_size: int,
-    steps: int = 10,
     num_workers: int = 0,
 ) -> SupervisedTrainer:
-    """Return a trainer of `network` on the cases, of so many steps each time it is run."""
+    """Return a trainer of `network` on the cases."""
     dataset = CacheDataset(cases, stock_transforms(patch_size), progress=False)
     loader = DataLoader(dataset, num_workers, batch_size=batch_size, shuffle=True, drop_last=True)
     loss = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
@@ -83,7 +82,6 @@ def stock_trainer(
     return SupervisedTrainer(
         device=torch.device("cpu"),
         max_epochs=1,
-        epoch_length=steps,
         train_data_loader=loader,
         network=network,
         optimizer=torch.optim.AdamW(network.parameters(), 3e-3),

@@ -223,10 +223,12 @@ def test_a_network_that_can_not_be_built_moves_no_run(small_run, data):
     assert (small_run / "checkpoints" / "best.pt").exists()
 
 
-def test_a_split_without_test_cases_can_not_be_scored(small_run):
+def test_a_split_without_test_cases_can_not_be_scored(small_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)  # a run keeps the config that it was last evaluated with
     lists = {"cases#training": ["case_000"], "cases#validation": [], "cases#test": []}
     with pytest.raises(RuntimeError) as caught:
-        follow("segmentation", small_run, "evaluate", **lists)
+        follow("segmentation", run, "evaluate", **lists)
     assert "no test case to score" in str(find_cause(caught.value))
 
 

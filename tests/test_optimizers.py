@@ -13,7 +13,7 @@ def test_an_orthogonal_kernel_has_the_directions_of_the_kernel_and_singular_valu
     torch.manual_seed(0)
     kernel = torch.randn(shape)
     left, values, right = torch.linalg.svd(kernel.flatten(1), full_matrices=False)
-    turned = left.T @ orthogonal(kernel).flatten(1) @ right.T
+    turned = left.T @ orthogonal([kernel])[0].flatten(1) @ right.T
     weighty = values > 0.02 * values.norm()
     assert ((turned.diagonal()[weighty] > 0.6) & (turned.diagonal()[weighty] < 1.25)).all()
     assert (turned - torch.diag(turned.diagonal())).abs().max() < 1e-4
@@ -26,12 +26,26 @@ def test_five_rounds_on_the_gram_matrix_are_five_rounds_on_the_matrix():
     for _ in range(5):
         gram = x @ x.T
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    torch.testing.assert_close(orthogonal(kernel).flatten(1), x, atol=1e-5, rtol=0)
+    torch.testing.assert_close(orthogonal([kernel])[0].flatten(1), x, atol=1e-5, rtol=0)
 
 
 def test_the_memory_order_of_a_kernel_changes_nothing():
     kernel = torch.randn(16, 8, 3, 3, 3)
-    torch.testing.assert_close(orthogonal(kernel.contiguous(memory_format=torch.channels_last_3d)), orthogonal(kernel))
+    last = kernel.contiguous(memory_format=torch.channels_last_3d)
+    torch.testing.assert_close(orthogonal([last]), orthogonal([kernel]))
+
+
+def test_kernels_of_several_sizes_are_each_turned_as_alone():
+    torch.manual_seed(2)
+    kernels = [torch.randn(shape) for shape in [(16, 8, 3, 3, 3), (8, 32), (32, 16, 2, 2), (16, 16, 3), (64, 8)]]
+    for kernel, together in zip(kernels, orthogonal(kernels), strict=True):
+        torch.testing.assert_close(together, orthogonal([kernel])[0])
+
+
+def test_a_kernel_without_gradient_values_is_not_turned_to_nonsense():
+    assert orthogonal([torch.zeros(8, 9)])[0].abs().max() == 0
+    thin = torch.outer(torch.randn(16), torch.randn(200))
+    assert torch.linalg.svdvals(orthogonal([thin])[0])[1] < 1e-3
 
 
 def test_a_kernels_step_has_the_size_of_adamws():
@@ -68,7 +82,7 @@ def test_momentum_and_weight_decay_follow_their_formulas():
         kernel.grad = gradient.clone()
         optimizer.step()
         momentum = 0.9 * momentum + 0.1 * gradient
-        direction = orthogonal(0.1 * gradient + 0.9 * momentum)
+        direction = orthogonal([0.1 * gradient + 0.9 * momentum])[0]
         expected = expected * (1 - 0.1 * 0.5) - 0.1 * 0.2 * 8**0.5 * direction
         torch.testing.assert_close(kernel.detach(), expected)
 

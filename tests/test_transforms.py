@@ -1,14 +1,36 @@
 import pytest
 import torch
+from monai.transforms import ClassesToIndicesd, RandCropByLabelClassesd
 
 from tomokit.errors import TomokitError
-from tomokit.transforms import OneHotClassd, class_ratios
+from tomokit.transforms import OneHotClassd, RandPatchByLabelClassesd, class_ratios
 
 
 @pytest.mark.parametrize("value", [2, torch.tensor(2), 2.0])
 def test_a_class_becomes_a_one_hot_vector(value):
     result = OneHotClassd("label", 4)({"label": value, "case": "a"})
     assert result["label"].tolist() == [0, 0, 1, 0] and result["case"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "smaller"), [((9, 12, 7), (4, 5, 7), False), ((11, 8), (3, -1), False), ((3, 12), (5, 5), True)]
+)
+def test_patches_are_those_of_monais_crop_as_plain_tensors_of_their_own(shape, size, smaller):
+    torch.manual_seed(0)
+    case = {"image": torch.rand(2, *shape), "label": torch.randint(0, 3, (1, *shape)), "case": "a"}
+    case = ClassesToIndicesd("label", num_classes=3)(case)
+    names = {"keys": ["image", "label"], "label_key": "label", "indices_key": "label_cls_indices", "num_classes": 3}
+    settings = names | {"spatial_size": size, "num_samples": 3, "ratios": [1, 2, 2], "allow_smaller": smaller}
+    ours, theirs = (kind(**settings) for kind in (RandPatchByLabelClassesd, RandCropByLabelClassesd))
+    before = case["image"].clone()
+    for seed in range(8):
+        pairs = zip(*(crop.set_random_state(seed)(case) for crop in (ours, theirs)), strict=True)
+        for patch, expected in pairs:
+            assert patch.keys() == expected.keys() and patch["case"] == "a"
+            for key in ("image", "label"):
+                assert type(patch[key]) is torch.Tensor and torch.equal(patch[key], expected[key].as_tensor())
+            patch["image"].zero_()
+    assert torch.equal(case["image"], before)
 
 
 def test_the_foregrounds_share_is_divided_among_the_structures():

@@ -1,10 +1,11 @@
 """Optimizers that torch lacks in the form that convolutions on a CPU need."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from tomokit.errors import TomokitError
 
@@ -60,45 +61,52 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            with_gradient = [parameter for parameter in group["params"] if parameter.grad is not None]
-            for parameter in with_gradient:
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                if is_kernel(parameter):
-                    self._step_kernel(parameter, group)
-                else:
-                    self._step_adam(parameter, group)
+            moved = [parameter for parameter in group["params"] if parameter.grad is not None]
+            self._step_kernels([parameter for parameter in moved if is_kernel(parameter)], group)
+            self._step_rest([parameter for parameter in moved if not is_kernel(parameter)], group)
         return loss
 
-    def _step_kernel(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        """Move a kernel along its orthogonal direction."""
-        state = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        momentum, gradient = state["momentum"], parameter.grad
-        assert gradient is not None
-        momentum.lerp_(gradient, 1 - group["momentum"])
-        direction = orthogonal(gradient.lerp(momentum, group["momentum"]))
-        columns = parameter.numel() // parameter.shape[0]
-        size = 0.2 * max(parameter.shape[0], columns) ** 0.5  # the mean square of AdamW's step
-        parameter.add_(direction, alpha=-group["lr"] * size)
+    def _step_kernels(self, kernels: Sequence[Tensor], group: dict[str, Any]) -> None:
+        """Move kernels along their orthogonal directions."""
+        for kernel in kernels:
+            self.state[kernel].setdefault("momentum", torch.zeros_like(kernel))
+        directions = []
+        for kernel in kernels:
+            momentum, gradient = self.state[kernel]["momentum"], kernel.grad
+            assert gradient is not None
+            momentum.lerp_(gradient, 1 - group["momentum"])
+            directions.append(torch.lerp(gradient, momentum, group["momentum"]))
+        for kernel, direction in zip(kernels, orthogonal(directions), strict=True):
+            columns = kernel.numel() // kernel.shape[0]
+            size = 0.2 * max(kernel.shape[0], columns) ** 0.5  # the mean square of AdamW's step
+            kernel.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"] * size)
 
-    def _step_adam(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        """Move anything else as AdamW does."""
-        state = self.state[parameter]
-        if not state:
-            state |= {
-                "step": torch.zeros(()),
-                "mean": torch.zeros_like(parameter),
-                "square": torch.zeros_like(parameter),
-            }
-        state["step"] += 1
-        gradient, count = parameter.grad, state["step"].item()  # kept on the CPU: no synchronisation
-        assert gradient is not None
+    def _step_rest(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Move anything else as torch's AdamW does."""
+        if not parameters:
+            return
+        for parameter in parameters:
+            if not self.state[parameter]:
+                step = torch.zeros((), device=parameter.device)  # there for all time: nothing waits for it
+                zeros = torch.zeros_like(parameter)
+                self.state[parameter] |= {"step": step, "mean": zeros, "square": zeros.clone()}
         first, second = group["betas"]
-        state["mean"].lerp_(gradient, 1 - first)
-        state["square"].lerp_(gradient.square(), 1 - second)
-        root = (state["square"] / (1 - second**count)).sqrt_().add_(group["eps"])
-        parameter.addcdiv_(state["mean"], root, value=-group["lr"] / (1 - first**count))
+        adamw(
+            parameters,
+            [parameter.grad for parameter in parameters],  # type: ignore[misc]
+            [self.state[parameter]["mean"] for parameter in parameters],
+            [self.state[parameter]["square"] for parameter in parameters],
+            max_exp_avg_sqs=[],
+            state_steps=[self.state[parameter]["step"] for parameter in parameters],
+            fused=True,
+            amsgrad=False,
+            beta1=first,
+            beta2=second,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
 
 
 def is_kernel(parameter: Tensor) -> bool:
@@ -108,24 +116,36 @@ def is_kernel(parameter: Tensor) -> bool:
     return min(parameter.shape[0], parameter.numel() // parameter.shape[0]) >= SMALLEST_SIDE
 
 
-def orthogonal(kernel: Tensor) -> Tensor:
-    """Return the kernel (out, …) with the singular values of its matrix (out, rest) brought near 1, in its own form.
+def orthogonal(kernels: Sequence[Tensor]) -> list[Tensor]:
+    """Return each kernel (out, …) with the singular values of its matrix (out, rest) brought near 1, in its own form.
 
     Five rounds of Newton–Schulz on the Gram matrix of the shorter side: each is a polynomial of it, so that the long
-    side is multiplied twice in all.
+    side is multiplied twice in all. Kernels of the same shorter side go through the rounds together.
     """
-    matrix = kernel.flatten(1)
-    tall = matrix.shape[0] > matrix.shape[1]
-    if tall:
-        matrix = matrix.T
-    matrix = matrix / (matrix.norm() + 1e-7)
-    gram = (matrix @ matrix.T).double()  # squares the condition
+    matrices = [kernel.flatten(1) for kernel in kernels]
+    wide = [matrix.T if matrix.shape[0] > matrix.shape[1] else matrix for matrix in matrices]
+    result: list[Tensor] = [None] * len(kernels)  # type: ignore[list-item]
+    for side in sorted({len(matrix) for matrix in wide}):
+        members = [number for number, matrix in enumerate(wide) if len(matrix) == side]
+        factors = _orthogonal_factors(torch.stack([wide[number] @ wide[number].T for number in members]))
+        for number, factor in zip(members, factors, strict=True):
+            turned = factor @ wide[number]
+            back = turned.T if wide[number].shape != matrices[number].shape else turned
+            result[number] = back.reshape(kernels[number].shape)
+    return result
+
+
+def _orthogonal_factors(grams: Tensor) -> Tensor:
+    """Return for Gram matrices A·Aᵀ (K, n, n) the matrices (K, n, n) that make A orthogonal from the left."""
     a, b, c = NEWTON_SCHULZ
-    unit = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    product = unit
-    for _ in range(ROUNDS):
-        factor = a * unit + b * gram + c * (gram @ gram)
-        product = factor @ product
-        gram = factor @ gram @ factor
-    result = product.to(matrix.dtype) @ matrix
-    return (result.T if tall else result).reshape(kernel.shape)
+    norms = grams.diagonal(dim1=1, dim2=2).sum(1).sqrt().add(1e-7)[:, None, None]
+    grams = grams / norms**2
+    product: Tensor | None = None
+    for number in range(ROUNDS):
+        factor = torch.baddbmm(grams, grams, grams, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        product = factor if product is None else torch.bmm(factor, product)
+        if number < ROUNDS - 1:
+            grams = torch.bmm(torch.bmm(factor, grams), factor)
+    assert product is not None
+    return product / norms
