@@ -6,19 +6,17 @@ Command: make bench NAME=demo [ONLY="phantom-ct hippocampus"] [FULL=1]
 import argparse
 import json
 import os
-import re
 import subprocess
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
-from tomokit.files import write_json, write_text
+from blocks import ROOT, fill_blocks, markdown_table, show_interval
+
+from tomokit.files import write_json
 from tomokit.runs import describe_environment
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "demo.json"
-DOCS = ("README.md", "bundles/segmentation/docs/README.md", "bundles/classification/docs/README.md")
 COMMANDS = {
     "phantom-ct": ["RUN=demo"],
     "hippocampus": ["DATA=hippocampus", "RUN=hippocampus", "FROM={mirror}"],
@@ -85,19 +83,6 @@ def _row(
     return names | {"ci95": score.get("ci95"), "n": score.get("n")} | common
 
 
-def fill_docs(rows: list[dict[str, Any]]) -> None:
-    """Write the figures into the blocks `<!-- demo DATASET KIND -->…<!-- end -->` of the docs."""
-    for name in DOCS:
-        path = ROOT / name
-        text = re.sub(
-            r"<!-- demo (\S+) (\w+) -->.*?<!-- end -->",
-            lambda match: f"<!-- demo {match[1]} {match[2]} -->{_block(rows, match[1], match[2])}<!-- end -->",
-            path.read_text(encoding="utf-8"),
-            flags=re.DOTALL,
-        )
-        write_text(path, text)
-
-
 def _block(rows: list[dict[str, Any]], dataset: str, kind: str) -> str:
     """Return one figure, or a table of all scores, as Markdown."""
     own = [row for row in rows if row["dataset"] == dataset and row["system"] in ("unet", "resnet")]
@@ -110,24 +95,14 @@ def _block(rows: list[dict[str, Any]], dataset: str, kind: str) -> str:
     if kind == "epochs":
         return str(own[0]["epochs"])
     if kind == "score":
-        return _score(own[0])
+        return show_interval(own[0])
     if kind == "rival":
-        return _score(rivals[0])
-    lines = [
-        f"| | {own[0]['system']} [95 % interval] | {RIVALS[rivals[0]['system']]} | test patients |",
-        "|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row['metric']} | {_score(row)} | {rival['value']:.3f} | {row['n']} |"
-        for row, rival in zip(own, rivals, strict=True)
-    ]
-    return "\n" + "\n".join(lines) + "\n"
-
-
-def _score(row: dict[str, Any]) -> str:
-    """Return a value with its interval."""
-    low, high = row["ci95"]
-    return f"{row['value']:.3f} [{low:.3f}, {high:.3f}]"
+        return show_interval(rivals[0])
+    head = ["", f"{own[0]['system']} [95 % interval]", RIVALS[rivals[0]["system"]], "test patients"]
+    pairs = zip(own, rivals, strict=True)
+    return markdown_table(
+        head, [[row["metric"], show_interval(row), f"{rival['value']:.3f}", str(row["n"])] for row, rival in pairs]
+    )
 
 
 def main() -> None:
@@ -142,7 +117,7 @@ def main() -> None:
         environment = describe_environment({})
         keep = {key: environment[key] for key in ("git_revision", "hardware", "versions")}
         write_json(RESULTS, {"name": "demo", "command": "make bench NAME=demo FULL=1", **keep, "rows": rows})
-        fill_docs(rows)
+        fill_blocks("demo", lambda words, rows=rows: _block(rows, *words))
 
 
 if __name__ == "__main__":

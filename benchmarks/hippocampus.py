@@ -10,6 +10,7 @@ row is written when it is finished; a stopped benchmark goes on where it was.
 import argparse
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -22,6 +23,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import torch
+from blocks import fill_blocks, markdown_table, show_interval
 from loops import bundle_workflow, compare_loops, time_steps
 from monai.metrics import compute_surface_dice
 from rich.console import Console
@@ -41,6 +43,7 @@ GROUPS = ("folds", "networks", "ingredients", "loop")
 TOLERANCE_MM = 1.0
 EQUAL_MINUTES = 4.0
 INNER_FOLD = 1  # whose test cases, all among fold 0's training cases, are its inner validation part
+REFERENCE = {"networks": "unet", "ingredients": "all"}  # what the others are compared with, measured first
 LABELS = (0, 1, 2)  # background, anterior, posterior
 
 # what each ingredient buys: the planned training without it
@@ -175,7 +178,16 @@ def equal_time(name: str, group: str, layers: Sequence[Path], overrides: Mapping
     epochs = fit_epochs(files, overrides)
     train_and_score(files, run_dir, epochs=epochs, **overrides)
     seconds = json.loads((run_dir / "validation.json").read_text())["seconds"]
-    return score_rows(name, f"inner, {group}", run_dir, seconds)
+    rows = score_rows(name, f"inner, {group}", run_dir, seconds)
+    reference = folder / REFERENCE[group]
+    return rows if reference == run_dir else [*rows, difference_row(rows[0], run_dir, reference)]
+
+
+def difference_row(row: Mapping[str, Any], run_dir: Path, reference: Path) -> dict[str, Any]:
+    """Return the row of a run's Dice minus the reference's, case by case."""
+    ours, theirs = dice_by_case(run_dir), dice_by_case(reference)
+    mean, low, high, _ = bootstrap_mean([ours[case] - theirs[case] for case in theirs], list(theirs))
+    return {**row, "metric": f"dice - {reference.name}'s", "value": mean, "ci95": [low, high]}
 
 
 def fit_epochs(files: Sequence[Path], overrides: Mapping[str, Any]) -> int:
@@ -214,7 +226,8 @@ def chosen_rows(options: argparse.Namespace) -> Sequence[tuple[str, str, Any]]:
             work.append((label, f"{DATA} fold {fold}", lambda f=fold, r=run_dir: headline(f, options.minutes, r)))
     if "networks" in groups:
         for name, layers in networks().items():
-            measure = lambda n=name, ls=layers: equal_time(n, "networks", ls, {})  # noqa: E731
+            changes = {"network_def::tasks": [[1], [2]]} if name == "task_heads" else {}
+            measure = lambda n=name, ls=layers, c=changes: equal_time(n, "networks", ls, c)  # noqa: E731
             work.append((name, f"{DATA} inner, networks", measure))
     if "ingredients" in groups:
         for name, changes in INGREDIENTS.items():
@@ -229,6 +242,67 @@ def without(name: str, changes: Mapping[str, Any]) -> list[dict[str, Any]]:
     overrides = {key: value for key, value in changes.items() if key != "layer"}
     layers = [find_bundle("segmentation").parent / changes["layer"]] if "layer" in changes else []
     return equal_time(name, "ingredients", layers, overrides)
+
+
+def block(rows: Sequence[dict[str, Any]], kind: str) -> str:
+    """Return the Markdown table of a kind for the docs: `folds`, `networks`, `ingredients` or `loop`."""
+    if kind == "folds":
+        return fold_table(rows)
+    if kind == "loop":
+        found = [row for row in rows if row["metric"] == "steps per second"]
+        ratios = [row for row in rows if row["metric"].startswith("seconds per step /")]
+        pairs = zip(found, ratios, strict=True)
+        cells = [[row["system"], f"{row['value']:.1f}", f"{ratio['value']:.2f}"] for row, ratio in pairs]
+        return markdown_table(["", "steps per second", "seconds per step, bundle = 1"], cells)
+    return equal_time_table(rows, kind)
+
+
+def fold_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return a line per system and fold, nnU-Net's figure beside it, and the mean where all five are there."""
+    lines, means = [], []
+    for row in (row for row in rows if " fold " in row["dataset"] and row["metric"] == "dice"):
+        fold = int(row["dataset"][-1])
+        names = row["system"], row["dataset"]
+        surface = next(r for r in rows if (r["system"], r["dataset"], r["metric"]) == (*names, "nsd 1 mm"))
+        time_taken = f"{row['seconds'] / 60:.1f} min"
+        score = show_interval(row, 4)
+        lines.append([row["system"], str(fold), score, f"{NNUNET[fold]:.4f}", f"{surface['value']:.4f}", time_taken])
+    for system in dict.fromkeys(line[0] for line in lines):
+        values = [float(line[2].split()[0]) for line in lines if line[0] == system]
+        if len(values) == len(NNUNET):
+            beside = f"{statistics.mean(NNUNET):.4f}"
+            means.append([system, "mean of five", f"{statistics.mean(values):.4f}", beside, "", ""])
+    return markdown_table(["", "fold", "Dice [95 %]", "nnU-Net", "NSD at 1 mm", "time"], lines + means)
+
+
+def equal_time_table(rows: Sequence[dict[str, Any]], group: str) -> str:
+    """Return a line per network or ingredient: size, speed, Dice, and the difference from the reference."""
+    lines = []
+    for row in (row for row in rows if row["dataset"].endswith(f"inner, {group}") and row["metric"] == "dice"):
+        name = row["system"]
+        difference = [r for r in rows if (r["system"], r["dataset"]) == (name, row["dataset"]) and " - " in r["metric"]]
+        against = show_interval(difference[0], 4, "+") + verdict(difference[0]) if difference else "—"
+        speed = f"{row['seconds_per_step']:.2f} s × {row['epochs']} epochs"
+        size = [] if group == "ingredients" else [describe_layer(name), f"{row['parameters'] / 1e6:.2f}M"]
+        lines.append([f"`{name}`" if size else name, *size, speed, show_interval(row, 4), against])
+    size = [] if group == "ingredients" else ["what", "parameters"]
+    beside = f"Dice − {REFERENCE[group]}'s [95 %]"
+    return markdown_table(["", *size, "step", "Dice [95 %]", beside], lines)
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """Return in words whether a difference's interval lies above or below 0."""
+    low, high = row["ci95"]
+    return ": better" if low > 0 else ": worse" if high < 0 else ": not better"
+
+
+def describe_layer(name: str) -> str:
+    """Return the first words of a network layer's own header."""
+    layers = networks()[name]
+    if not layers:
+        return "the default: a U-Net with few convolutions at full resolution, skips added"
+    header = " ".join(line[1:].strip() for line in layers[0].read_text().splitlines() if line.startswith("#"))
+    return re.split(r" \(|[:.] ", header)[0]
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -264,6 +338,7 @@ def main() -> None:
         environment = describe_environment({})
         keep = {key: environment[key] for key in ("git_revision", "hardware", "versions")}
         write_json(RESULTS, {"name": DATA, "command": "make bench NAME=hippocampus FULL=1", **keep, "rows": rows})
+    fill_blocks(DATA, lambda words: block(rows, *words))
     show(rows)
 
 

@@ -40,6 +40,14 @@ def test_a_clean_case_passes(check, entry):
     check(entry, spacing=(1, 1, 1), patch_size=(12, 12, 12))
 
 
+def test_a_case_that_was_annotated_in_part_needs_the_mode_for_it(check, entry):
+    part, whole = entry | {"labelled": []}, entry | {"labelled": [1]}
+    with pytest.raises(TomokitError, match=r"case_7: .*leaves out \[1\], .*background; add .*partly_labelled"):
+        check(part, whole)
+    check(part, partly_labelled=True)
+    check(whole)
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [

@@ -377,7 +377,7 @@ def test_partly_annotated_cases_are_trained_and_scored_by_what_is_known():
     packaged = read_packaged("segmentation")
     assert choose_partial(make_fingerprint(), packaged) == {}
     found = choose_partial(make_fingerprint(partly_labelled=3), packaged)
-    assert found["train::loss"].value["loss"]["partly_labelled"] is True
+    assert found["partly_labelled"].value is True
     names = [step["_target_"].split(".")[-1] for step in found["train::preparation::transforms"].value]
     assert names.index("MarkUnlabelledd") == names.index("ClassesToIndicesd") + 1
     assert "HideUnknownd" in found["validate::postprocessing"].value["transforms"][1]["_target_"]
@@ -603,7 +603,7 @@ def test_partly_annotated_cases_make_a_bundle(phantoms, tmp_path):
     (tmp_path / "part" / "splits.json").unlink()
     plan = make_plan(tmp_path / "part", tmp_path / "plan")
     assert plan.fingerprint.partly_labelled > 0
-    assert check_bundle(plan.bundle).get("train::loss::loss::partly_labelled") is True
+    assert check_bundle(plan.bundle).get("partly_labelled") is True
 
 
 def test_too_few_minutes_leave_nothing_behind(phantoms, tmp_path):

@@ -27,6 +27,7 @@ def check_cases(
     patch_size: Sequence[int] | None = None,
     minimum_size: Sequence[int] | None = None,
     ignore_label: int | None = None,
+    partly_labelled: bool = False,
 ) -> None:
     """Raise one error with every problem of every case: unreadable, mismatched, NaN, wrong labels, too small.
 
@@ -39,6 +40,7 @@ def check_cases(
         patch_size: the training crop in voxels at that spacing.
         minimum_size: smaller volumes are padded to this size in voxels before they are cropped.
         ignore_label: the label of voxels that nobody labelled, allowed beside the label map's.
+        partly_labelled: whether cases may tell, as `labelled`, that some classes were not annotated.
 
     Raises:
         TomokitError: that names each case, its problem and what to do.
@@ -49,7 +51,20 @@ def check_cases(
     with ThreadPoolExecutor(max_workers=READERS) as pool:
         found = pool.map(lambda entry: check_case(entry, expected, spacing, patch_size, minimum_size), entries)
         problems = describe_mismatch(dataset_dir, labels, modality) + list(chain.from_iterable(found))
+    if not partly_labelled:
+        problems += [problem for entry in entries for problem in _unused_marks(entry, labels)]
     raise_problems(f"{len(problems)} problems in the data; mend or remove these cases, then start again", problems)
+
+
+def _unused_marks(entry: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
+    """Return a sentence when a case tells of classes that were not annotated, which would be taken for background."""
+    missing = sorted({int(value) for value in labels} - {0} - set(entry.get("labelled", map(int, labels))))
+    if not missing:
+        return []
+    return [
+        f"{entry['case']}: its entry's `labelled` leaves out {missing}, which would be taken for background; add the "
+        "layer modes/partly_labelled.yaml, or plan the set anew"
+    ]
 
 
 def describe_mismatch(dataset_dir: str | Path, labels: Mapping[str, str], modality: Sequence[str]) -> list[str]:

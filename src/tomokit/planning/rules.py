@@ -381,12 +381,11 @@ def choose_partial(fingerprint: Fingerprint, packaged: Mapping[str, Any]) -> dic
     steps = list(train["preparation"]["transforms"])
     found = [number for number, step in enumerate(steps) if "ClassesToIndices" in step["_target_"]]
     steps.insert(found[-1] + 1 if found else 0, mark)
-    loss = {**train["loss"], "loss": {**train["loss"]["loss"], "partly_labelled": True}}
     both = {"_target_": "Compose", "transforms": [validate["postprocessing"], hide]}
     why = f"{fingerprint.partly_labelled} cases are annotated in part, and what was not annotated is no background"
     return {
         "train::preparation::transforms": Choice(steps, why),
-        "train::loss": Choice(loss, f"{why}: the unknown classes' probabilities join the background's"),
+        "partly_labelled": Choice(True, f"{why}: the unknown classes' probabilities join the background's"),
         "validate::preprocessing": Choice({"_target_": "Compose", "transforms": ["@preprocessing", mark]}, why),
         "validate::postprocessing": Choice(both, f"{why}: it is not scored"),
     }
