@@ -34,9 +34,14 @@ comma := ,
 space := $(empty) $(empty)
 # a list of files as the bundle command takes it: "['a.yaml','b.yaml']"
 files = "[$(subst $(space),$(comma),$(strip $(foreach file,$(1),'$(file)')))]"
-# numbers of a data set, a network, further layers (paths, or names in bundles/_layers)
-layers = $(wildcard $(CONFIGS)/data/$(DATA).yaml) $(NETWORK:%=$(CONFIGS)/networks/%.yaml) \
-         $(foreach layer,$(LAYERS),$(firstword $(wildcard $(layer) $(CONFIGS)/$(layer).yaml bundles/_layers/$(layer).yaml) $(layer)))
+# the packaged bundle that a planned one is made of; its networks and other layers serve the plan too
+PACKAGED := $(shell sed -n 's/^  "task": "\(.*\)",*$$/\1/p' $(BUNDLE)/fingerprint.json 2>/dev/null)
+# a layer by its path, or by its name in the bundle, the packaged one, or bundles/_layers
+layer = $(firstword $(wildcard $(1) $(CONFIGS)/$(1).yaml $(PACKAGED:%=bundles/%/configs/$(1).yaml) bundles/_layers/$(1).yaml) $(2))
+# numbers of a data set, a network, further layers
+layers = $(wildcard $(CONFIGS)/data/$(DATA).yaml) \
+         $(foreach name,$(NETWORK),$(call layer,networks/$(name),$(CONFIGS)/networks/$(name).yaml)) \
+         $(foreach name,$(LAYERS),$(call layer,$(name),$(name)))
 trained = runs/$(RUN)/configs/train.yaml
 dataset = $(DATA:%=--dataset_dir %)
 # print the command, run it; where it fails before our own checks can speak, the lint says why
@@ -78,14 +83,16 @@ plan: install  ## write a bundle for a data set, planned from it  [DATA= OUT= MI
 search: $(VENV)/.installed-search  ## search the best settings  [BUNDLE= TRIALS= MINUTES=]
 	$(BIN)/tomokit search $(BUNDLE) $(TRIALS:%=--trials %) $(MINUTES:%=--minutes %) $(dataset) $(ARGS)
 
-crossval: install  ## train and score every fold, gather the scores, join the networks  [BUNDLE= DATA= RUN= FOLDS=5]
-	@for fold in $$(seq 0 $$(( $(FOLDS) - 1 ))); do \
-	  $(MAKE) --no-print-directory train evaluate RUN=$(RUN)/fold_$$fold ARGS="--fold $$fold" || exit $$?; done
-	$(call run,$(CONFIGS)/crossval.yaml,--runs runs/$(RUN))
-	$(call run,$(CONFIGS)/ensemble.yaml,--runs runs/$(RUN))
+# the last fold first: where the split has fewer folds, it ends before anything is trained
+crossval: install  ## train and score every fold, gather the scores, join the networks  [as train; FOLDS=5]
+	@for fold in $$(seq $$(( $(FOLDS) - 1 )) -1 0); do \
+	  $(MAKE) --no-print-directory train RUN=$(RUN)/fold_$$fold FOLD=$$fold && \
+	  $(MAKE) --no-print-directory evaluate RUN=$(RUN)/fold_$$fold ARGS= || exit $$?; done
+	$(call run,$(CONFIGS)/train.yaml bundles/_layers/crossval.yaml,--runs runs/$(RUN))
+	$(call run,$(CONFIGS)/train.yaml bundles/_layers/ensemble.yaml,--runs runs/$(RUN))
 
-train: install  ## train a network  [BUNDLE= NETWORK= LAYERS= DATA= RUN=]
-	$(call run,$(CONFIGS)/train.yaml $(layers),--run_dir runs/$(RUN) $(dataset) $(ARGS))
+train: install  ## train a network  [BUNDLE= NETWORK= LAYERS= DATA= FOLD= RUN=]
+	$(call run,$(CONFIGS)/train.yaml $(layers),--run_dir runs/$(RUN) $(dataset) $(ARGS) $(FOLD:%=--fold %))
 
 evaluate: install  ## score a run on its test cases  [RUN=]
 	$(call run,$(trained) $(CONFIGS)/evaluate.yaml,$(ARGS))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
+from records import load_rows, save_rows
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -25,11 +26,9 @@ from tomokit.checks.fit import measure_fit
 from tomokit.checks.pairs import NEARLY_SAME, correlate
 from tomokit.checks.sets import compare_cases
 from tomokit.datasets import data_root
-from tomokit.files import read_json, write_json
-from tomokit.runs import describe_environment, peak_memory_gb
+from tomokit.runs import peak_memory_gb
 from tomokit.volumes import read_volume
 
-RESULTS = Path(__file__).parent / "results" / "checks.json"
 SETS = ("phantom-ct", "phantom-mri", "hippocampus")
 PAGE = Path(__file__).parents[1] / "docs" / "findings.md"
 MARKS = ("<!-- checks -->", "<!-- end -->")
@@ -141,12 +140,10 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="the same: there is no shorter one")
     only = parser.parse_args().only
     names = [name for name in SETS if (only or name) == name and (data_root() / name / "dataset.json").is_file()]
-    rows = read_json(RESULTS)["rows"] if RESULTS.is_file() else []
-    environment = describe_environment({})
-    keep = {key: environment[key] for key in ("git_revision", "hardware", "versions")}
+    rows = load_rows("checks")
     for name in names:
-        rows = [row for row in rows if row["dataset"] != name] + measure(name)
-        write_json(RESULTS, {"name": "checks", "command": "make bench NAME=checks", **keep, "rows": rows})
+        kept = [row for row in rows if row["dataset"] != name]
+        rows = save_rows("checks", "make bench NAME=checks", kept, measure(name))
     fill_docs(rows)
     table = Table("set", "system", "metric", "value")
     for row in rows:

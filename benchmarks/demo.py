@@ -12,11 +12,8 @@ import time
 from typing import Any
 
 from blocks import ROOT, fill_blocks, markdown_table, show_interval
+from records import load_rows, save_rows
 
-from tomokit.files import write_json
-from tomokit.runs import describe_environment
-
-RESULTS = ROOT / "benchmarks" / "results" / "demo.json"
 COMMANDS = {
     "phantom-ct": ["RUN=demo"],
     "hippocampus": ["DATA=hippocampus", "RUN=hippocampus", "FROM={mirror}"],
@@ -111,12 +108,10 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="all data sets, not the phantoms alone")
     options = parser.parse_args()
     chosen = options.only or (list(COMMANDS) if options.full else ["phantom-ct"])
-    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    rows = load_rows("demo")
     for dataset in chosen:
-        rows = [row for row in rows if row["dataset"] != dataset] + measure(dataset)
-        environment = describe_environment({})
-        keep = {key: environment[key] for key in ("git_revision", "hardware", "versions")}
-        write_json(RESULTS, {"name": "demo", "command": "make bench NAME=demo FULL=1", **keep, "rows": rows})
+        kept = [row for row in rows if row["dataset"] != dataset]
+        rows = save_rows("demo", "make bench NAME=demo FULL=1", kept, measure(dataset))
         fill_blocks("demo", lambda words, rows=rows: _block(rows, *words))
 
 

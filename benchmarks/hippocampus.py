@@ -26,6 +26,7 @@ import torch
 from blocks import fill_blocks, markdown_table, show_interval
 from loops import bundle_workflow, compare_loops, time_steps
 from monai.metrics import compute_surface_dice
+from records import load_rows, save_rows
 from rich.console import Console
 from rich.table import Table
 
@@ -33,11 +34,9 @@ from tomokit.bundles import find_bundle
 from tomokit.catalogue import get_dataset
 from tomokit.ensembles import read_rows
 from tomokit.files import write_json
-from tomokit.runs import describe_environment
 from tomokit.statistics import bootstrap_mean
 
 DATA = "hippocampus"
-RESULTS = Path(__file__).parent / "results" / "hippocampus.json"
 NNUNET = (0.8922, 0.8865, 0.8901, 0.8904, 0.8928)  # 3d_fullres, 1000 epochs: its published five-fold Dice
 GROUPS = ("folds", "networks", "ingredients", "loop")
 TOLERANCE_MM = 1.0
@@ -46,13 +45,13 @@ INNER_FOLD = 1  # whose test cases, all among fold 0's training cases, are its i
 REFERENCE = {"networks": "unet", "ingredients": "all"}  # what the others are compared with, measured first
 LABELS = (0, 1, 2)  # background, anterior, posterior
 
-# what each ingredient buys: the planned training without it
+# what each ingredient buys: the planned training without it, or with one more
 INGREDIENTS: dict[str, dict[str, Any]] = {
     "all": {},
     "no weight averaging": {"weight_averaging": 0.0},
     "no deep supervision": {"network_def::heads": 1},
     "no augmentation": {"train::augmentation::transforms": []},
-    "no mirrored passes": {"mirror_axes": []},
+    "mirrored passes too": {"mirror_axes": [0]},
     "patches anywhere": {"foreground_share": 0.0},
     "AdamW for Muon": {"layer": "_layers/adamw.yaml"},
     "SGD for Muon": {"layer": "_layers/sgd.yaml"},
@@ -128,7 +127,6 @@ def score_rows(system: str, part: str, run_dir: Path, seconds: float | None) -> 
         "parameters": training["parameters"],
         "epochs": training["epochs"],
         "seconds_per_step": training["seconds_per_step"],
-        "hardware": describe_environment({})["hardware"]["processor"],
     }
     by_case = dice_by_case(run_dir)
     values = {"dice": list(by_case.values())}
@@ -327,17 +325,14 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="all groups")
     options = parser.parse_args()
     get_dataset(DATA, source=os.environ.get("TOMOKIT_MIRROR"))
-    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    rows = load_rows(DATA)
     for system, dataset, measure in chosen_rows(options):
         own = [row for row in rows if (row["system"], row["dataset"]) == (system, dataset)]
         if own and (options.only or options.full):
-            print(f"{system}, {dataset}: measured already; delete its rows in {RESULTS.name} to measure it again")
+            print(f"{system}, {dataset}: measured already; delete its rows in results/{DATA}.json to measure it again")
             continue
-        measured = measure()
-        rows = [row for row in rows if (row["system"], row["dataset"]) != (system, dataset)] + measured
-        environment = describe_environment({})
-        keep = {key: environment[key] for key in ("git_revision", "hardware", "versions")}
-        write_json(RESULTS, {"name": DATA, "command": "make bench NAME=hippocampus FULL=1", **keep, "rows": rows})
+        kept = [row for row in rows if (row["system"], row["dataset"]) != (system, dataset)]
+        rows = save_rows(DATA, "make bench NAME=hippocampus FULL=1", kept, measure())
     fill_blocks(DATA, lambda words: block(rows, *words))
     show(rows)
 

@@ -51,11 +51,11 @@ def read_case(folder: Path, case: str) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(image)[None], torch.from_numpy(label.astype(np.float32))[None]
 
 
-def pad(volume: torch.Tensor, mode: str) -> torch.Tensor:
-    """Return a volume (1, X, Y, Z) that is at least as large as a patch."""
+def pad(volume: torch.Tensor) -> torch.Tensor:
+    """Return a volume (1, X, Y, Z) that is at least as large as a patch, its edges repeated."""
     missing = [max(0, edge - length) for edge, length in zip(PATCH, volume.shape[1:], strict=True)]
     ends = [end for gap in reversed(missing) for end in (gap // 2, gap - gap // 2)]
-    return functional.pad(volume[None], ends, mode=mode)[0]
+    return functional.pad(volume[None], ends, mode="replicate")[0]
 
 
 def draw_batch(cases: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -144,7 +144,7 @@ def synchronise(device: torch.device) -> None:
 def score(network: torch.nn.Module, folder: Path, names: list[str], device: torch.device, out: Path) -> list[float]:
     """Return each case's mean Dice over the two structures; the predictions are written."""
     network.eval()
-    inferer = SlidingWindowInferer(PATCH, 4, 0.5, mode="gaussian")
+    inferer = SlidingWindowInferer(PATCH, 4, 0.5, mode="gaussian", padding_mode="replicate")
     out.mkdir(parents=True, exist_ok=True)
     scores = []
     for name in names:
@@ -172,7 +172,7 @@ def main() -> None:
     fold = json.loads((options.data / "splits.json").read_text())["folds"][options.fold]
     named = [*fold["training"], *fold["validation"]]
     cases = [read_case(options.data, name) for name in named]
-    cases = [(pad(image, "replicate").to(device), pad(label, "constant").to(device)) for image, label in cases]
+    cases = [(pad(image).to(device), pad(label).to(device)) for image, label in cases]
     training = Training(cases, device)
     steps = train(training, 60 * options.minutes * RESERVE - (time.perf_counter() - began))
     scores = score(training.average.module, options.data, fold["test"], device, options.out / "predictions")
@@ -183,7 +183,9 @@ def main() -> None:
     row["peak_rss_gb"] = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
     print(json.dumps(row, indent=1))
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"name": "hippocampus_gpu", "rows": [row]}, indent=2) + "\n")
+    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    kept = [old for old in rows if (old["dataset"], old["hardware"]) != (row["dataset"], row["hardware"])]
+    RESULTS.write_text(json.dumps({"name": "hippocampus_gpu", "rows": [*kept, row]}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

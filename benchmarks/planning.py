@@ -6,7 +6,6 @@ Plain: the CT phantoms. FULL=1: also anisotropic MRI phantoms of one structure, 
 """
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -18,14 +17,13 @@ from typing import Any
 import nibabel
 import numpy as np
 from numpy.typing import NDArray
+from records import load_rows, save_rows
 from rich.console import Console
 from rich.table import Table
 
 from tomokit import phantoms
 from tomokit.files import read_json, write_json
-from tomokit.runs import describe_environment
 
-RESULTS = Path(__file__).parent / "results" / "planning.json"
 FOLDER = Path("runs") / "planning"
 GOAL = 0.85
 Change = Callable[[NDArray[Any]], NDArray[Any]]
@@ -106,12 +104,10 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="all sets")
     parser.add_argument("--minutes", type=float, default=5.0)
     options = parser.parse_args()
-    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    rows = load_rows("planning")
     for name in options.only or (list(SETS) if options.full else ["ct"]):
-        rows = [row for row in rows if row["dataset"] != f"phantoms, {name}"] + measure(name, options.minutes)
-        environment = describe_environment({})
-        keep = {key: environment[key] for key in ("git_revision", "hardware", "versions")}
-        write_json(RESULTS, {"name": "planning", "command": "make bench NAME=planning FULL=1", **keep, "rows": rows})
+        kept = [row for row in rows if row["dataset"] != f"phantoms, {name}"]
+        rows = save_rows("planning", "make bench NAME=planning FULL=1", kept, measure(name, options.minutes))
     table = Table("set", "dice [95 %]", "minutes", f"goal ≥ {GOAL}")
     for row in rows:
         interval = f"{row['value']:.3f} [{row['ci95'][0]:.3f}, {row['ci95'][1]:.3f}]"

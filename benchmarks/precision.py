@@ -6,20 +6,17 @@ Command: make bench NAME=precision
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from monai.losses import DiceCELoss
 from monai.networks.nets import DynUNet
+from records import save_rows
 from rich.console import Console
 from rich.table import Table
 
 from tomokit.engines import place_network
-from tomokit.files import write_json
-from tomokit.runs import describe_environment
 
-RESULTS = Path(__file__).parent / "results" / "precision.json"
 ROUNDS, WARM = 8, 2
 SHAPE = (2, 1, 40, 56, 40)
 INSTANCE = ("instance", {"affine": True})
@@ -77,9 +74,7 @@ def main() -> None:
         row["value"] = row["seconds"] / rows[0]["seconds"]
         milliseconds = f"{1000 * row['optimizer_seconds']:.1f}"
         table.add_row(row["system"], f"{row['seconds']:.3f}", milliseconds, f"{row['value']:.2f}")
-    environment = describe_environment({})
-    keep = {key: environment[key] for key in ("git_revision", "hardware", "versions")}
-    write_json(RESULTS, {"name": "precision", "command": "make bench NAME=precision", **keep, "rows": rows})
+    save_rows("precision", "make bench NAME=precision", [], rows)
     Console().print(table)
 
 

@@ -4,26 +4,23 @@ Command: make bench NAME=training [ONLY=resnet] [FULL=1]
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
+from records import load_rows, save_rows
 from rich.console import Console
 from rich.table import Table
 
 from tomokit.bundles import find_bundle
 from tomokit.catalogue import get_dataset
-from tomokit.files import write_json
-from tomokit.runs import describe_environment, peak_memory_gb
+from tomokit.runs import peak_memory_gb
 
-RESULTS = Path(__file__).parent / "results" / "training.json"
 SYSTEMS = {
     "unet": ("segmentation", (), "phantom-ct"),
     "resnet": ("classification", (), "phantom-ct-classes"),
@@ -118,12 +115,8 @@ def main() -> None:
     options = parser.parse_args()
     chosen = options.only or (list(SYSTEMS) if options.full else ["unet"])
     rows = bench(chosen, options.rounds)
-    before = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
-    kept = [row for row in before if row["system"] not in chosen]
-    environment = describe_environment({})
-    keep = {key: environment[key] for key in ("git_revision", "hardware", "versions")}
-    write_json(RESULTS, {"name": "training", "command": "make bench NAME=training FULL=1", **keep, "rows": kept + rows})
-    show(kept + rows)
+    kept = [row for row in load_rows("training") if row["system"] not in chosen]
+    show(save_rows("training", "make bench NAME=training FULL=1", kept, rows))
 
 
 if __name__ == "__main__":

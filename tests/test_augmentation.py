@@ -531,6 +531,7 @@ SPATIAL = BatchRandSpatiald
         (lambda: BatchRandGaussianNoised("image", 0.5, (0.3, 0.1)), r"std_range .* got \(0\.3, 0\.1\)"),
         (lambda: BatchRandGaussianSmoothd("image", 0.5, (-1, 1)), r"sigma_range .*from 0\.05.*got \(-1, 1\)"),
         (lambda: BatchRandLowResolutiond("image", 0.5, (0.5, 2)), r"zoom_range .*from 0\.05 to 1,.*got \(0\.5, 2\)"),
+        (lambda: BatchRandLowResolutiond("image", axes=[-1]), r"axes must be .*, got \[-1\]"),
         (lambda: BatchRandShiftIntensityd("image", 0.5, (0, math.inf)), r"offset_range .* got \(0, inf\)"),
         (lambda: BatchRandGammad("image", gamma_range=(0, 1)), r"gamma_range .* got \(0, 1\)"),
         (lambda: BatchRandBrightnessd("image", factor_range=(1,)), r"factor_range must be two .* got \(1,\)"),

@@ -322,7 +322,7 @@ def test_two_processes_train_one_network(data, tmp_path):
     content = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
     training_cases = 5
     assert record["epochs"] == 2 and content["iteration"] == 2 * -(-training_cases // 2 // 2)
-    follow("segmentation", tmp_path / "run", "evaluate", device="cpu")
+    follow("segmentation", tmp_path / "run", "evaluate")  # in one process
 
 
 def test_bad_data_stops_before_a_run_folder_is_made(data, tmp_path):

@@ -1,5 +1,6 @@
 """The commands people type: `tomokit …` and `make …`."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,34 @@ def test_make_train_puts_the_layers_in_order():
     files = "train.yaml','{0}/data/hippocampus.yaml','{0}/networks/vnet.yaml','bundles/_layers/smoke.yaml'"
     assert files.format("bundles/segmentation/configs") in output
     assert "--run_dir runs/x" in output and "--dataset_dir hippocampus" in output
+
+
+def test_make_train_takes_the_layers_of_the_bundle_that_a_plan_is_made_of(tmp_path):
+    (tmp_path / "configs" / "modes").mkdir(parents=True)
+    (tmp_path / "fingerprint.json").write_text(json.dumps({"dataset": "x", "task": "segmentation"}, indent=2))
+    (tmp_path / "configs" / "modes" / "regions.yaml").touch()
+    layers = "LAYERS=modes/regions modes/ignore_label smoke none"
+    output = make("train", f"BUNDLE={tmp_path}", "NETWORK=vnet", "DATA=hippocampus", layers)
+    files = [f"{tmp_path}/configs/train.yaml", "bundles/segmentation/configs/networks/vnet.yaml"]
+    files += [f"{tmp_path}/configs/modes/regions.yaml", "bundles/segmentation/configs/modes/ignore_label.yaml"]
+    files += ["bundles/_layers/smoke.yaml", "none"]  # not data/hippocampus.yaml, whose numbers would replace the plan's
+    assert ",".join(f"'{file}'" for file in files) in output
+    (tmp_path / "fingerprint.json").unlink()
+    assert f"'{tmp_path}/configs/networks/vnet.yaml'" in make("train", f"BUNDLE={tmp_path}", "NETWORK=vnet")
+
+
+def test_make_crossval_trains_the_last_fold_first_with_all_arguments():
+    given = """--seed 3 --labels "{'0': 'a b'}\""""
+    output = make("crossval", "BUNDLE=classification", "LAYERS=smoke", "RUN=x", "FOLDS=2", f"ARGS={given}")
+    lines = [line for line in output.splitlines() if "monai.bundle" in line and "||" in line]
+    runs = ["--run_dir runs/x/fold_1", "runs/x/fold_1/configs/", "--run_dir runs/x/fold_0", "runs/x/fold_0/configs/"]
+    assert len(lines) == 6 and all(run in line for run, line in zip(runs, lines, strict=False))
+    for line, fold in zip(lines[::2], (1, 0), strict=False):
+        assert f"{given} --fold {fold} " in line and "_layers/smoke.yaml" in line
+    assert not any("--seed" in line or "--fold " in line for line in (lines[1], *lines[3:]))
+    for line, name in zip(lines[4:], ("crossval", "ensemble"), strict=True):
+        files = f"'bundles/classification/configs/train.yaml','bundles/_layers/{name}.yaml'"
+        assert files in line and "--runs runs/x" in line
 
 
 def test_make_evaluate_and_infer_follow_the_run():

@@ -8,6 +8,7 @@ from tomokit.datasets import (
     case_name,
     find_dataset,
     images_of,
+    misread,
     read_description,
     read_entries,
     select_cases,
@@ -109,6 +110,40 @@ def test_a_value_of_the_wrong_type_is_named_with_file_and_key(tmp_path, content,
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(TomokitError, match=rf"(?s)/dataset\.json is malformed.*{re.escape(message)}"):
         read_entries(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("$exec('')", "as Python code"),
+        ("@device", "as a reference"),
+        ("%epochs", "as a macro"),
+        ("a#1", "as 'a::1'"),
+        ("5% of $ @ home", ""),
+    ],
+)
+def test_a_name_that_a_config_would_not_take_as_text_is_told(name, told):
+    assert told in misread(name) and bool(misread(name)) == bool(told)
+
+
+def test_names_that_a_config_would_evaluate_are_refused_at_once(tmp_path):
+    content = {"labels": {"0": "background", "1": "$exit()"}, "modality": ["CT#1"]}
+    content |= {"training": [{"image": "a/@b.nii.gz", "label": 1}, {"image": ["%c_0000.nii"], "label": 1}]}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(TomokitError) as error:
+        read_entries(tmp_path)
+    for text in (
+        "`labels` '$exit()': a config would read it as Python code; rename it",
+        "`modality` 'CT#1': a config would read it as 'CT::1'; rename it",
+        "`training` entry 0: `image` gives the case the name '@b': a config would read it as a reference",
+        "`training` entry 1: `image` gives the case the name '%c': a config would read it as a macro",
+    ):
+        assert text in str(error.value)
+
+
+def test_a_folder_whose_path_a_config_has_changed_is_told():
+    with pytest.raises(TomokitError, match="no data set '/data/a::1': MONAI's configs read # as ::"):
+        find_dataset("/data/a::1")
 
 
 def test_labelled_test_and_validation_cases_are_never_drawn_into_training(tmp_path):

@@ -21,7 +21,7 @@ from tomokit.engines import (
     place_network,
     set_seed,
 )
-from tomokit.engines.checkpoints import load, save
+from tomokit.engines.checkpoints import load, save, weights_of
 from tomokit.engines.hardware import seed_epoch, to_channels_last
 from tomokit.engines.progress import ProgressBar, format_seconds
 from tomokit.errors import TomokitError
@@ -158,7 +158,14 @@ def test_a_resumed_run_averages_on_bit_for_bit(tmp_path):
         half.run()
     make_training(tmp_path / "half", script[2:], resume=True, averaging=0.8)[0].run()
     a, b = (load(tmp_path / name / "checkpoints" / "last.pt")["average"] for name in ("whole", "half"))
-    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    assert a["count"] == b["count"] > 0
+    assert all(torch.equal(a["module"][key], b["module"][key]) for key in a["module"])
+
+
+def test_the_weights_of_monais_checkpoints_are_found():
+    weights = {"fc.weight": torch.ones(1)}
+    assert weights_of({"model": weights, "optimizer": {}, "epoch": 3}) == weights
+    assert weights_of({"net": weights}) == weights and weights_of(weights) == weights
 
 
 def test_a_decay_out_of_range_is_named(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from bundle_runs import SMALL_UNET, config, follow, train, weights
+from bundle_runs import SMALL_UNET, follow, layer, train, weights
 from torch import nn
 
 from tomokit import phantoms
@@ -19,9 +19,11 @@ from tomokit.ensembles import Ensemble, gather_folds, join_runs, list_runs, read
 from tomokit.errors import TomokitError
 from tomokit.files import write_json, write_table
 from tomokit.metrics import summarise_classification, summarise_segmentation
+from tomokit.postprocessing import Step, read_steps
 
 SMALL = {"patch_size": [16, 16, 16], "network_def": SMALL_UNET, "epochs": 1}
 SMALL |= {"train::augmentation": {"_target_": "Compose", "transforms": []}}
+LARGEST = {"largest": True, "minimum_ml": 0.0}
 
 
 def members(count=3, classes=4) -> list[nn.Module]:
@@ -94,7 +96,37 @@ def test_joined_runs_keep_their_weights_and_the_cases_that_nobody_trained_on(tmp
     joined = weights(tmp_path / "ensemble", "best")
     assert all(torch.equal(joined[f"members.{i}.weight"], weights(run, "best")["weight"]) for i, run in enumerate(runs))
     assert json.loads((tmp_path / "ensemble" / "environment.json").read_text())["members"] == list(map(str, runs))
-    join_runs(runs, tmp_path / "ensemble")  # again, in place
+
+
+def test_an_ensemble_joined_anew_keeps_no_score_of_the_old_one(tmp_path):
+    runs = [make_run(tmp_path / f"fold_{i}", i) for i in range(3)]
+    for run in runs:
+        write_json(run / "postprocessing.json", {"steps": {"1": LARGEST}})
+    ensemble = join_runs(runs[:2], tmp_path / "ensemble")
+    stale = ["postprocessing.json", "metrics.json", "cases.csv", "overlay.png", "predictions/c.nii.gz"]
+    (ensemble / "predictions").mkdir()
+    for name in stale:
+        (ensemble / name).touch()
+    (runs[2] / "postprocessing.json").unlink()
+    join_runs(runs, ensemble)
+    assert not any((ensemble / name).exists() for name in [*stale, "predictions"])
+    assert len(json.loads((ensemble / "environment.json").read_text())["members"]) == 3
+
+
+def test_an_ensemble_does_the_postprocessing_that_all_members_agree_on(tmp_path, capsys):
+    labels = {str(value): name for value, name in enumerate(("background", "liver", "spleen", "lesion", "cyst"))}
+    sizes = [{"largest": False, "minimum_ml": size} for size in (0.5, 0.25)]
+    runs = [make_run(tmp_path / f"fold_{i}", i, labels=labels) for i in range(2)]
+    for run, lesion, cyst in zip(runs, sizes, ({}, {"4": LARGEST}), strict=True):
+        spleen = LARGEST if run is runs[0] else sizes[0]
+        write_json(run / "postprocessing.json", {"steps": {"1": LARGEST, "2": spleen, "3": lesion, **cyst}})
+    join_runs(runs, tmp_path / "ensemble")
+    agreed = {1: Step(largest=True), 3: Step(minimum_ml=0.25)}
+    assert read_steps(tmp_path / "ensemble" / "postprocessing.json") == agreed
+    told = capsys.readouterr().out
+    assert "of liver the largest piece\n" in told and "of lesion the pieces of 0.25 ml and more\n" in told
+    assert "nothing to spleen, since the runs differ: largest piece; pieces of 0.5 ml and more\n" in told
+    assert "nothing to cyst, since the runs differ: nothing; largest piece\n" in told
 
 
 def test_runs_of_regions_are_joined_by_their_sigmoids(tmp_path):
@@ -113,8 +145,13 @@ def test_runs_that_differ_are_not_joined(tmp_path):
     assert f"`labels` of {second} is {{'0': 'background', '1': 'spleen'}}" in str(caught.value)
     assert f"weights of {second} are of another network" in str(caught.value)
     save({}, first / "checkpoints" / "last.pt")
-    with pytest.raises(TomokitError, match="a holds a trained run; give the ensemble another"):
-        join_runs([first], first)
+    for name in ("last", "best"):  # a search keeps the best alone
+        with pytest.raises(TomokitError, match="a holds a trained run; give the ensemble another"):
+            join_runs([first], first)
+        (first / "checkpoints" / f"{name}.pt").unlink()
+    third = make_run(tmp_path / "c", strides=[1, 2])  # which no weight tells
+    with pytest.raises(TomokitError, match=rf"`strides` of {third} is \[1, 2\], of {tmp_path / 'd'} None"):
+        join_runs([make_run(tmp_path / "d"), third], tmp_path / "ensemble")
 
 
 def test_folds_are_listed_by_number(tmp_path):
@@ -155,11 +192,13 @@ def test_gathered_folds_give_the_scores_of_all_cases_at_once(tmp_path):
     assert result["summary"]["dice"]["cases"] == 4 and result["per_class"]["liver"]["absent_in_both"] == 1
     assert [fold["summary"]["dice"]["mean"] for fold in result["folds"]] == [0.75, 0.0, 0.9]
     assert json.loads((tmp_path / "cross_validation.json").read_text()) == result
-    with (tmp_path / "cases.csv").open() as file:
+    assert not (tmp_path / "cases.csv").exists()  # of a run in the same folder, where there is one
+    table = tmp_path / "cross_validation.csv"
+    with table.open() as file:
         assert [(item["case"], item["fold"]) for item in csv.DictReader(file)] == list(
             zip("12345", "00122", strict=True)
         )
-    read = [{key: value for key, value in item.items() if key != "fold"} for item in read_rows(tmp_path / "cases.csv")]
+    read = [{key: value for key, value in item.items() if key != "fold"} for item in read_rows(table)]
     assert read == every
 
 
@@ -199,7 +238,7 @@ def test_the_folds_of_a_real_run_are_joined_evaluated_and_gathered(tmp_path):
         content = {key: value + 0.3 * torch.randn(value.shape) for key, value in weights(run, "best").items()}
         save(content, run / "checkpoints" / "best.pt")
         follow("segmentation", run, "inference", run_dir=str(run))
-    monai.bundle.run(config_file=config("segmentation", "ensemble"), runs=str(runs))
+    monai.bundle.run(config_file=layer("ensemble"), runs=str(runs))
     follow("segmentation", runs / "ensemble", "evaluate", rival=False)
     assert 0 <= json.loads((runs / "ensemble" / "metrics.json").read_text())["summary"]["dice"]["mean"] <= 1
     masks = [next((runs / name).glob("*/case_003.nii.gz")) for name in ("fold_0", "fold_1", "ensemble")]
@@ -210,5 +249,5 @@ def test_the_folds_of_a_real_run_are_joined_evaluated_and_gathered(tmp_path):
     assert inside.mean() > 0.5 and (both[~agreed] == one[~agreed]).any() and (both[~agreed] == two[~agreed]).any()
     shutil.copy(runs / "ensemble" / "metrics.json", runs / "fold_0")
     shutil.copy(runs / "ensemble" / "cases.csv", runs / "fold_0")
-    monai.bundle.run(config_file=config("segmentation", "crossval"), runs=[str(runs / "fold_0")], run_dir=str(runs))
+    monai.bundle.run(config_file=layer("crossval"), runs=[str(runs / "fold_0")], run_dir=str(runs))
     assert json.loads((runs / "cross_validation.json").read_text())["summary"]["dice"]["cases"] == 1

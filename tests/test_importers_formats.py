@@ -89,7 +89,8 @@ def test_nnunet_regions_and_ignore_stay_behind(tmp_path):
     np.testing.assert_array_equal(read_volume(report.target / "labelsTr/a.nii.gz").array, array)
     assert report.left_out == [
         "regions of several labels (their values stay in the label files): whole [1, 2]",
-        "the ignore label, which tomokit has not: value 3, left as it is in the label files; the check will show where",
+        "the ignore label, which is no structure: value 3, left as it is in the label files; "
+        "train with LAYERS=modes/ignore_label and 3",
     ]
     assert any("label values without a name in the source: 1" in line for line in report.found)
 

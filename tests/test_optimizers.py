@@ -87,6 +87,22 @@ def test_momentum_and_weight_decay_follow_their_formulas():
         torch.testing.assert_close(kernel.detach(), expected)
 
 
+def test_a_kernel_of_one_channel_mixes_nothing_and_is_adamws():
+    first, depthwise, plain = nn.Conv3d(1, 16, 3), nn.Conv3d(16, 16, 3, groups=16), nn.Conv3d(16, 16, 3)
+    assert [is_kernel(layer.weight) for layer in (first, depthwise, plain)] == [False, False, True]
+
+
+def test_the_state_is_restored_where_the_parameter_lies():
+    layer = nn.Linear(4, 1)
+    optimizer = Muon(layer.parameters())
+    layer(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    double = copy.deepcopy(layer).double()  # stands for another device: torch moves both with the parameter
+    restored = Muon(double.parameters())
+    restored.load_state_dict(optimizer.state_dict())
+    assert {value.dtype for state in restored.state.values() for value in state.values()} == {torch.float64}
+
+
 def test_a_parameter_without_gradient_stays():
     frozen, kernel = nn.Parameter(torch.ones(8, 8)), nn.Parameter(torch.ones(8, 8))
     kernel.grad = torch.randn(8, 8)

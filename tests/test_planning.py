@@ -1,20 +1,24 @@
 import dataclasses
+import errno
 import json
 import math
 import re
+import shlex
 import shutil
 from pathlib import Path
 
+import monai.bundle
 import nibabel
 import numpy as np
 import pytest
 import torch
 import yaml
 from monai.bundle import ConfigParser
+from monai.data import CacheDataset
 from planning_fingerprints import DECATHLON, comparison_table, make_fingerprint, structure
 from torch.utils.flop_counter import FlopCounterMode
 
-from tomokit.bundles import find_bundle
+from tomokit.bundles import bundles_folder, find_bundle
 from tomokit.errors import TomokitError
 from tomokit.files import read_json
 from tomokit.lint import lint_bundle
@@ -24,8 +28,8 @@ from tomokit.phantoms import make_classification_set, make_segmentation_set
 from tomokit.planning import make_plan, print_plan
 from tomokit.planning.fingerprint import read_fingerprint
 from tomokit.planning.images import choose_image
-from tomokit.planning.measuring import default_memory_gb
-from tomokit.planning.network import memory_gb, step_gmacs, stored_values
+from tomokit.planning.measuring import default_memory_gb, within_memory
+from tomokit.planning.network import CPU_BYTES, image_memory_gb, memory_gb, step_gmacs, stored_values
 from tomokit.planning.rules import (
     Budget,
     Choice,
@@ -39,19 +43,23 @@ from tomokit.planning.rules import (
     choose_stages,
     coarsest_mm,
     covered,
+    explain_network,
     full_spacing,
     halvings,
+    is_body,
+    is_ct,
     size_at,
 )
 from tomokit.planning.schedule import (
     LEAST_STEPS,
+    VALIDATIONS,
     Timing,
     choose_schedule,
     reserved_seconds,
     step_target_seconds,
     wanted_steps,
 )
-from tomokit.planning.writing import check_target, read_packaged, set_keys
+from tomokit.planning.writing import check_target, put_in_place, read_packaged, set_keys, write_bundle
 
 CPU = Budget(8.0, cuda=False, gmacs=25.0)
 GPU = Budget(11.0, cuda=True)
@@ -155,7 +163,10 @@ def test_fingerprint_of_classes_counts_them(tmp_path):
         ({"labels": None}, "`labels` is missing"),
         ({"modality": None}, "`modality` is missing"),
         ({"modality": {"0": "CT", "1": "PET"}}, r"names 2 channels \(CT, PET\)(.|\n)*image_a has 1"),
-        ({"labels": {"0": "background", "1": "organ", "2": "cyst"}}, r"no training or .* case holds(.|\n)*cyst \(2\)"),
+        (
+            {"labels": {"0": "background", "1": "organ", "2": "cyst"}},
+            r"no training case holds(.|\n)*cyst \(2\), nor does a validation case",
+        ),
     ],
 )
 def test_fingerprint_explains_what_can_not_be_planned(tmp_path, change, message):
@@ -175,6 +186,51 @@ def test_fingerprint_refuses_a_label_of_another_size(tmp_path):
     entry, other = write_case(tmp_path, "a"), write_case(tmp_path, "b", shape=(8, 6, 5))
     write_set(tmp_path, [entry | {"label": other["label"]}], [other])
     with pytest.raises(TomokitError, match=r"image_a: the image has \(8, 6, 4\) voxels, its label \(8, 6, 5\)"):
+        read_fingerprint(tmp_path)
+
+
+def test_label_values_that_nothing_names_are_all_told(tmp_path):
+    label = np.ones((8, 6, 4), np.float32)
+    label[0], label[1] = 2, 255
+    other = label.copy()
+    other[2], other[3], other[4] = -1, 0.5, np.nan
+    cases = [write_case(tmp_path, name, label=array) for name, array in (("a", label), ("b", other))]
+    write_set(tmp_path, cases[:1], cases[1:])
+    text = r"names 0, 1, 2 alone; correct it, or the cases. If .* --dataset_dir .* --ignore_label 255"
+    with pytest.raises(TomokitError, match=rf"{text}\n  - image_a has 255\n  - image_b has -1, 0.5, 255, nan$"):
+        read_fingerprint(tmp_path)
+
+
+def test_a_structure_or_class_that_no_training_case_has_is_told(tmp_path):
+    label = np.ones((8, 6, 4), np.uint8)
+    label[0] = 2
+    cases = [write_case(tmp_path, "a", label=np.ones((8, 6, 4), np.uint8)), write_case(tmp_path, "b", label=label)]
+    write_set(tmp_path, cases[:1], cases[1:])
+    with pytest.raises(TomokitError, match=r"no training case holds(.|\n)*lesion \(2\), which validation cases hold"):
+        read_fingerprint(tmp_path)
+    classes = [case | {"label": value} for value, case in enumerate(cases)]
+    write_set(tmp_path, classes[:1], classes[1:], labels={"0": "a", "1": "b", "2": "c"})
+    text = r"b \(1\), which validation cases hold\n  - c \(2\), nor does a validation case"
+    with pytest.raises(TomokitError, match=text):
+        read_fingerprint(tmp_path)
+    write_set(tmp_path, classes[:1], [classes[1] | {"label": 7}], labels={"0": "a", "1": "b"})
+    with pytest.raises(TomokitError, match=r"names 0, 1 alone; correct it, or the cases\n  - image_b has 7$"):
+        read_fingerprint(tmp_path)
+
+
+def test_shapes_that_are_no_volume_are_told_with_their_case(tmp_path):
+    case, kept = write_case(tmp_path, "a"), write_case(tmp_path, "b")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((8, 6), np.int16), np.eye(4)), tmp_path / "image_a.nii.gz")
+    write_set(tmp_path, [case], [kept])
+    with pytest.raises(TomokitError, match=r"^image_a: .*has the shape \(8, 6\), which is neither.*as \(X, Y, 1\)"):
+        read_fingerprint(tmp_path)
+    write_case(tmp_path, "a", label=np.zeros((8, 6, 4, 3), np.uint8))
+    with pytest.raises(
+        TomokitError, match=r"^image_a: its label has 3 channels, shape \(8, 6, 4, 3\); store one label"
+    ):
+        read_fingerprint(tmp_path)
+    write_case(tmp_path, "a", label=np.ones((8, 6, 4, 1), np.uint8))
+    with pytest.raises(TomokitError, match="no training case holds"):  # a last axis of one is fine
         read_fingerprint(tmp_path)
 
 
@@ -264,6 +320,20 @@ def test_large_volumes_are_seen_coarser_on_a_cpu_but_never_lose_the_smallest_str
     assert choose_geometry(large, GPU).spacing.value == (0.8, 0.8, 1.5)
 
 
+@pytest.mark.parametrize("edge", [16, 17, 21, 25, 29, 33])
+def test_odd_lengths_get_as_wide_a_network_as_even_ones(edge):
+    for shape in ((edge, 40, 40), (edge,) * 3):
+        found = choose_geometry(make_fingerprint(shape=shape), CPU)
+        assert found.stages.filters[0] == 16 and found.patch_size.value[0] in (edge, edge - 1)
+
+
+def test_every_volume_has_a_plan():
+    for edge in range(1, 70):
+        for shape in ((edge, edge, edge), (edge, 50, 7), (200, edge, 2)):
+            for budget in (Budget(8), GPU):
+                assert choose_geometry(make_fingerprint(shape=shape), budget).batch_size.value >= 2
+
+
 def test_less_time_or_memory_gives_a_cheaper_step():
     made = make_fingerprint()
     costs = []
@@ -286,6 +356,51 @@ def test_small_volumes_come_in_larger_batches():
     made = make_fingerprint(shape=(32, 32, 32), training=200)
     assert choose_geometry(made, GPU).batch_size.value == 10  # 5 % of 200 cases that a patch holds whole
     assert choose_geometry(dataclasses.replace(made, cases={**made.cases, "training": 6}), GPU).batch_size.value == 2
+
+
+def test_reasons_tell_which_bound_held():
+    def patch(budget, shape=(128, 128, 128)):
+        return choose_geometry(make_fingerprint(shape=shape), budget).patch_size.reason
+
+    assert "as much as the memory allows" in patch(Budget(0.5, gmacs=1e6))
+    assert "as much as the time of a step allows" in patch(Budget(64, gmacs=20.0))
+    assert "the smallest there is" in patch(Budget(64, gmacs=0.0))
+    assert "rounded to what can be halved" in patch(Budget(64), (50, 50, 50))
+    assert "a cube of 256³ voxels at the most" in patch(Budget(2000, cuda=True), (300, 300, 1100))
+    assert patch(Budget(64)).startswith("the whole of the median volume of 128 × 128 × 128 voxels; two patches")
+
+    def batch(budget, training=200):
+        made = make_fingerprint(shape=(32, 32, 32), training=training)
+        return choose_geometry(made, budget).batch_size.reason.removeprefix(
+            "at least 2, so that a step sees two cases; "
+        )
+
+    assert batch(Budget(8)) == "at most 2 on a CPU, where more steps are worth more"
+    assert batch(GPU) == "at most 5% of the set's voxels"
+    assert batch(GPU, 2000) == "at most 16"
+    assert batch(GPU, 6) == "though that is over 5% of the set's voxels"
+    assert batch(Budget(0.5, cuda=True)) == "the memory allows no more"
+    assert batch(Budget(11, cuda=True, gmacs=15.0)) == "the time of a step allows no more"
+    large = make_fingerprint(shape=(512, 512, 512), training=10)
+    assert "though" not in choose_geometry(large, Budget(64, cuda=True)).batch_size.reason
+    assert (
+        "at most a quarter of the 10 training cases" in choose_geometry(large, Budget(64, cuda=True)).batch_size.reason
+    )
+
+
+@pytest.mark.parametrize(
+    ("patch", "spacing", "strides", "kernels"),
+    [
+        ((64, 64, 64), (1, 1, 1), "all alike", "3 along all axes"),
+        ((128, 32, 32), (1, 1, 1), "or too short", "3 along all axes"),
+        ((64, 64, 16), (1, 1, 4), "twice as coarse as the finest", "1 along an axis that is thin, or coarse"),
+        ((64, 64, 1), (1, 1, 1), "or too short", "1 along an axis that is thin"),
+    ],
+)
+def test_the_networks_reasons_fit_its_numbers(patch, spacing, strides, kernels):
+    found = explain_network(choose_stages(patch, spacing, 16, cuda=False), cuda=False)
+    assert list(found) == ["filters", "strides", "kernel_size"]
+    assert strides in found["strides"].reason and kernels in found["kernel_size"].reason
 
 
 # What a step costs
@@ -316,7 +431,43 @@ def test_cost_of_a_step_is_what_torch_counts(patch, spacing, first, channels, cl
     assert own == pytest.approx(4 * weights / 1e9, rel=0.02)
 
 
+@pytest.mark.parametrize(("first", "channels", "size"), [(16, 1, (32, 24, 16)), (8, 3, (48, 32, 32))])
+def test_memory_of_a_classifying_step_is_what_torch_keeps(first, channels, size):
+    packaged = read_packaged("classification")["network_def"]["network"]
+    packaged |= {"block_inplanes": [first * 2**stage for stage in range(4)], "n_input_channels": channels}
+    network = ConfigParser({"labels": {"0": "a", "1": "b"}, "net": packaged}).get_parsed_content("net")
+    stored = {}
+
+    def keep(tensor):
+        stored[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(torch.randn(2, channels, *size))
+    weights = sum(parameter.nbytes for parameter in network.parameters())
+    own = image_memory_gb(size, 0, first, channels, cuda=False)
+    assert own == pytest.approx(4 * weights / 1e9, rel=0.02)
+    expected = (image_memory_gb(size, 2, first, channels, cuda=False) - own) * 1e9 / CPU_BYTES * 4
+    assert expected == pytest.approx(sum(stored.values()) - weights, rel=0.05)
+
+
 # Intensities and augmentation
+
+
+@pytest.mark.parametrize(
+    ("kind", "ct", "body"),
+    [
+        *(
+            (kind, True, True)
+            for kind in ("CT", "ct", "CTA", "CECT", "CT portal", "NCCT", "CBCT", "low-dose CT", "CT_0")
+        ),
+        *((kind, False, True) for kind in ("PET/CT", "PET", "SPECT-CT", "MRI", "T1w", "contrast T2", "ADC")),
+        *((kind, False, False) for kind in ("OCT", "microscopy", "ultrasound")),
+    ],
+)
+def test_kinds_are_known_by_their_words(kind, ct, body):
+    assert (is_ct(kind), is_body(kind)) == (ct, body)
+    assert choose_intensity(make_fingerprint(modality=(kind,))).value["_target_"].startswith("Scale" if ct else "Norm")
 
 
 def test_ct_is_clipped_and_scaled_by_what_the_structures_hold():
@@ -332,6 +483,7 @@ def test_other_modalities_are_scaled_by_themselves():
     }
     several = choose_intensity(make_fingerprint(modality=("T1", "FLAIR"), zero_share=(0.5, 0.6))).value
     assert several["channel_wise"] and several["nonzero"]
+    assert "MRI" not in choose_intensity(make_fingerprint(modality=("PET",))).reason
     mixed = choose_intensity(make_fingerprint(modality=("CT", "PET")))
     assert mixed.value["channel_wise"] and "nonzero" not in mixed.value and "several kinds" in mixed.reason
 
@@ -353,6 +505,17 @@ def test_mirror_images_are_used_where_they_could_be_cases(modality, offset, uppe
     )
     choice = choose_flips(made)
     assert choice.value == axes and choice.reason
+    assert ("20% of the extent off the middle" in choice.reason) == (upper != 0.5)
+
+
+def test_classes_are_mirrored_where_none_names_a_side():
+    classes = make_fingerprint(task="classification", structures=(), labels={"0": "a", "1": "b"})
+    assert choose_flips(classes) == (
+        [0],
+        "no class names a side along x; front and back, head and feet are never alike",
+    )
+    assert choose_flips(dataclasses.replace(classes, modality=("microscopy",))).value == [0, 1, 2]
+    assert choose_flips(dataclasses.replace(classes, lateral=("left",))).value == []
 
 
 def test_small_structures_get_more_of_the_patches():
@@ -361,6 +524,9 @@ def test_small_structures_get_more_of_the_patches():
         for share in (0.3, 0.1, 0.01, 0.001, 0.00001)
     ]
     assert shares == [0.33, 0.33, 0.5, 0.67, 0.67]
+    large, small = (make_fingerprint(structures=(structure(1, "a", 10, share),)) for share in (0.3, 0.001))
+    assert "chance meets it often" in choose_foreground_share(large).reason
+    assert "chance would seldom meet it" in choose_foreground_share(small).reason
 
 
 def test_overlap_is_less_where_a_volume_takes_many_windows():
@@ -374,13 +540,18 @@ def test_wide_networks_take_smaller_steps():
 
 
 def test_partly_annotated_cases_are_trained_and_scored_by_what_is_known():
-    packaged = read_packaged("segmentation")
-    assert choose_partial(make_fingerprint(), packaged) == {}
-    found = choose_partial(make_fingerprint(partly_labelled=3), packaged)
+    packaged, layer = read_packaged("segmentation"), read_packaged("segmentation", "modes/partly_labelled")
+    used = {"partly_labelled", "mark", "+train::preparation::transforms", "validate::preprocessing"}
+    assert set(layer) == used and layer["+train::preparation::transforms"] == ["@mark"]
+    assert choose_partial(make_fingerprint(), packaged, layer) == {}
+    found = choose_partial(make_fingerprint(partly_labelled=3), packaged, layer)
     assert found["partly_labelled"].value is True
-    names = [step["_target_"].split(".")[-1] for step in found["train::preparation::transforms"].value]
-    assert names.index("MarkUnlabelledd") == names.index("ClassesToIndicesd") + 1
-    assert "HideUnknownd" in found["validate::postprocessing"].value["transforms"][1]["_target_"]
+    steps = found["train::preparation::transforms"].value
+    assert steps == [*packaged["train"]["preparation"]["transforms"], layer["mark"]]
+    assert found["validate::preprocessing"].value == {
+        "_target_": "Compose",
+        "transforms": f"$list(@preprocessing.transforms) + [@train::preparation::transforms::{len(steps) - 1}]",
+    }
     assert all("3 cases" in choice.reason for choice in found.values())
 
 
@@ -400,11 +571,42 @@ def test_epochs_fill_the_minutes_and_no_more():
     budget = Budget(8, minutes=6)
     found = choose_schedule(made, 2, budget, timing)
     steps = found["epochs"].value * 20
-    validations = found["epochs"].value // found["val_interval"].value
+    validations = math.ceil(found["epochs"].value / found["val_interval"].value)
+    assert f"beside {reserved_seconds(made, timing, validations):.0f} s" in found["epochs"].reason
     spent = steps * timing.step + reserved_seconds(made, timing, validations)
     assert steps >= LEAST_STEPS["segmentation"] and 0.8 * 360 < spent <= 360
     assert choose_schedule(made, 2, Budget(8), timing)["epochs"].value == 120
     assert choose_schedule(made, 2, Budget(8, minutes=500), timing)["epochs"].value == 120
+
+
+def test_no_more_validations_run_than_are_told_and_reserved():
+    made, told = make_fingerprint(training=200), set()
+    for minutes in range(6, 60):
+        found = choose_schedule(made, 2, Budget(8, minutes=minutes), Timing(0.3, 0.1, 0.2))
+        epochs, interval = found["epochs"].value, found["val_interval"].value
+        run = epochs // interval + (epochs % interval > 0)  # training validates after the last epoch too
+        assert run <= VALIDATIONS[0] and found["val_interval"].reason.startswith(f"{run} validations of")
+        assert f"reading, {run} validations and" in found["epochs"].reason
+        told.add(epochs % interval > 0)
+    assert told == {True, False}
+
+
+def test_the_choice_of_postprocessing_is_one_more_pass_over_the_validation_cases():
+    made, timing = make_fingerprint(training=40), Timing(0.3, 0.5, 1.0)
+    classes = dataclasses.replace(made, task="classification")
+    extra = reserved_seconds(made, timing, 3) - reserved_seconds(classes, timing, 3)
+    assert extra == pytest.approx(made.cases["validation"] * timing.validation_case)
+
+
+def test_a_whole_epoch_must_fit():
+    made, timing = make_fingerprint(training=4000), Timing(0.1, 0.0, 0.0)
+    with pytest.raises(
+        TomokitError, match=r"3 minutes are too few .* 2000 are needed, for a network and a whole epoch"
+    ):
+        choose_schedule(made, 2, Budget(8, minutes=3), timing)
+    assert choose_schedule(made, 2, Budget(8, minutes=5), timing)["epochs"].value == 1
+    assert wanted_steps(make_fingerprint(training=30_000), 2, cuda=False) == 15_000
+    assert step_target_seconds(3, made, 60, cuda=False) == pytest.approx((0.92 * 180 - 60) / 2200)
 
 
 def test_a_step_may_take_what_the_least_steps_leave():
@@ -439,6 +641,21 @@ def test_classified_volumes_are_held_whole_within_the_budget():
     assert sizes == sorted(sizes, reverse=True) and sizes[0] <= 128**3 and sizes[1] <= 48**3
     assert "whole volumes" in choose_image(large, CPU)["spacing"].reason
     assert choose_image(large, GPU)["network_def::network::block_inplanes"].value == [32, 64, 128, 256]
+
+
+def test_memory_bounds_what_is_classified():
+    made = make_fingerprint(
+        task="classification", structures=(), labels={"0": "a", "1": "b"}, shape=(128, 128, 128), training=400
+    )
+    for memory in (8, 1, 0.1, 0.07):
+        found = choose_image(made, Budget(memory, cuda=True))
+        size, batch = found["image_size"].value, found["batch_size"].value
+        assert image_memory_gb(size, batch, 32, 1, cuda=True) <= memory and batch == 8
+        assert f"of {memory:.3g} GB" in found["image_size"].reason
+    with pytest.raises(TomokitError, match=r"0.01 GB are too few: two images of 16 × 16 × 16 voxels.*--memory 0\.0"):
+        choose_image(made, Budget(0.01, cuda=True))
+    few = choose_image(made, Budget(0.062, cuda=True))
+    assert 2 <= few["batch_size"].value < 8 and few["batch_size"].reason == "as many as fit into 0.062 GB"
 
 
 # Writing
@@ -496,6 +713,26 @@ def test_the_packaged_text_comes_back_with_the_same_content(task):
         first, *rest = key.split("::")
         value[key] = Choice(packaged[first][rest[0]] if rest else packaged[first], "same")
     assert yaml.safe_load(set_keys(path.read_text(), value)) == packaged
+
+
+def test_a_plan_moves_into_an_empty_folder_and_the_folder_stays(tmp_path):
+    staged, out = tmp_path / "staged", tmp_path / "out"
+    (staged / "configs").mkdir(parents=True)
+    (staged / "fingerprint.json").write_text("{}")
+    out.mkdir()
+    before = out.stat().st_ino  # of a mount point, which can't be renamed
+    assert put_in_place(staged, out) is None
+    assert out.stat().st_ino == before and (out / "configs").is_dir() and (out / "fingerprint.json").is_file()
+
+
+def test_an_earlier_plan_that_can_not_be_moved_is_told(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    (tmp_path / "fingerprint.json").write_text("{}")
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(TomokitError, match=r"earlier plan .* can't be moved to .*\.1 \(Device or .*give another --out"):
+        put_in_place(tmp_path / "staged", tmp_path)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
@@ -565,8 +802,33 @@ def test_plan_keeps_what_was_measured(planned):
     content = read_json(planned.bundle / "fingerprint.json")
     assert content["timing"]["seconds_per_step"] > 0
     assert content["timing"]["threads"] == torch.get_num_threads() and "device" in content["timing"]
+    assert content["anisotropy"] == planned.fingerprint.anisotropy >= 1
     assert len(content["per_case"]) == 6 and content["structures"][0]["name"] == "liver"
     assert read_json(planned.bundle / "plan.json")["spacing"]["reason"]
+
+
+def test_the_page_of_a_plan_quotes_commands_that_run_it(planned):
+    text = (planned.bundle / "docs" / "README.md").read_text()
+    make, run = text.split("```")[1].strip().splitlines()
+    assert shlex.split(make) == ["make", "train", f"BUNDLE={planned.bundle}"]
+    assert shlex.split(run)[:5] == ["python", "-m", "monai.bundle", "run", "--config_file"]
+    assert Path(shlex.split(run)[5]).is_file() and len(shlex.split(run)) == 6
+
+
+def test_metadata_tells_the_planned_intensity(planned, phantoms):
+    content = read_json(planned.bundle / "configs" / "metadata.json")
+    value, image = planned.choices["intensity"].value, content["network_data_format"]["inputs"]["image"]
+    assert image["value_range"] == [value["b_min"], value["b_max"]] and image["format"] == "hounsfield"
+    assert content["image_classes"].startswith(f"1 channel, intensities scaled to [{value['b_min']:g}, ")
+    normal = Choice({"_target_": "NormalizeIntensityd", "keys": "image"}, "")
+    made = dataclasses.replace(planned.fingerprint, modality=("T1", "T2"))
+    write_bundle((phantoms / "mri", phantoms / "mri"), made, {**planned.choices, "intensity": normal}, {})
+    content = read_json(phantoms / "mri" / "configs" / "metadata.json")
+    image = content["network_data_format"]["inputs"]["image"]
+    assert image["value_range"] == [] and image["format"] == "magnitude"
+    assert content["image_classes"] == "2 channels, intensities of mean 0 and deviation 1"
+    schema = bundles_folder() / "_layers" / "metadata_schema.json"
+    monai.bundle.verify_metadata(str(phantoms / "mri" / "configs" / "metadata.json"), filepath=str(schema))
 
 
 def test_plan_is_printed_with_the_next_command(planned, capsys):
@@ -589,6 +851,13 @@ def test_classes_are_planned_too(phantoms):
     content = check_bundle(plan.bundle).get()
     assert content["image_size"] == [16, 16, 16] or max(content["image_size"]) <= 24
     assert content["intensity"]["_target_"] == "NormalizeIntensityd" and content["labels"]["1"] == "elongated"
+    assert content["flip_axes"] == [0]
+    parser = check_bundle(plan.bundle)
+    dataset = parser.get_parsed_content("train::dataset")
+    assert isinstance(dataset, CacheDataset) and {type(item["image"]) for item in dataset._cache} == {torch.Tensor}
+    flip, noise = parser.get_parsed_content("train::augmentation").transforms
+    assert flip.axes == [0] and (noise.prob, noise.std_range) == (0.2, (0.0, 0.15))
+    assert parser.get_parsed_content("train::trainer").prepare_batch.augmentation.transforms == (flip, noise)
 
 
 def test_partly_annotated_cases_make_a_bundle(phantoms, tmp_path):
@@ -603,7 +872,35 @@ def test_partly_annotated_cases_make_a_bundle(phantoms, tmp_path):
     (tmp_path / "part" / "splits.json").unlink()
     plan = make_plan(tmp_path / "part", tmp_path / "plan")
     assert plan.fingerprint.partly_labelled > 0
-    assert check_bundle(plan.bundle).get("partly_labelled") is True
+    parser = check_bundle(plan.bundle)
+    assert parser.get("partly_labelled") is True
+    dataset = parser.get_parsed_content("validate::dataset")
+    assert isinstance(dataset, CacheDataset) and len(dataset._cache) == len(dataset) > 0
+    assert all(isinstance(item["label"], torch.Tensor) for item in dataset._cache)
+    assert min(float(item["label"].min()) for item in parser.get_parsed_content("train::dataset")._cache) < 0
+
+
+def test_a_plan_in_the_folder_where_the_user_is(phantoms, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    plan = make_plan(phantoms / "ct", ".")
+    assert plan.bundle == tmp_path / "here" and Path("configs/train.yaml").is_file()
+    assert yaml.safe_load(Path("configs/train.yaml").read_text())["run_dir"] == "runs/here"
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_a_step_that_needs_more_memory_than_there_is_is_told(phantoms, tmp_path, monkeypatch):
+    def run_out(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nMore.")
+
+    monkeypatch.setattr("tomokit.planning.making.measure_training", run_out)
+    text = r"keep to 3 GB ran out of memory \(CUDA out of memory. Tried to allocate 9 GiB.\); give a lower --memory"
+    with pytest.raises(TomokitError, match=text):
+        make_plan(phantoms / "ct", tmp_path / "plan", memory_gb=3)
+    with pytest.raises(TomokitError, match="can't allocate memory"), within_memory(1):
+        torch.empty(10**15)
+    with pytest.raises(RuntimeError, match="something else"), within_memory(1):
+        raise RuntimeError("something else")
 
 
 def test_too_few_minutes_leave_nothing_behind(phantoms, tmp_path):
@@ -625,6 +922,21 @@ def test_impossible_arguments_are_refused(phantoms, tmp_path):
         make_plan(phantoms / "ct", tmp_path / "plan")
 
 
-def test_memory_is_half_of_what_is_free_where_none_is_given():
+def test_names_that_a_config_or_make_can_not_hold_are_refused(phantoms, tmp_path):
+    (tmp_path / "a#b").mkdir()
+    shutil.copy(phantoms / "ct" / "dataset.json", tmp_path / "a#b")  # of which no image is opened
+    with pytest.raises(TomokitError, match=r"the data set '.*a#b': a config would read it as '.*a::b'; rename it"):
+        make_plan(tmp_path / "a#b", tmp_path / "plan")
+    with pytest.raises(TomokitError, match=r"--split 'x#1.json': a config would read it as 'x::1.json'"):
+        make_plan(phantoms / "ct", tmp_path / "plan", split="x#1.json")
+    for name, sign in (("a#b", "'#'"), ("my plan", "' '"), ("$(x)", r"'\$' '\(' '\)'"), ("it's", '"\'"')):
+        with pytest.raises(TomokitError, match=rf"--out .* holds {sign}, which make or a shell would not take"):
+            make_plan(phantoms / "ct", tmp_path / "plans" / name)
+
+
+def test_memory_is_part_of_what_is_free_where_none_is_given(monkeypatch):
     assert 0 < default_memory_gb() < 1000
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20_000_000_000, 80_000_000_000))
+    assert default_memory_gb() == pytest.approx(18)
     assert size_at(make_fingerprint(), (2.0, 2.0, 4.0)) == (64, 64, 32)

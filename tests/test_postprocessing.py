@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -16,6 +17,7 @@ from tomokit.postprocessing import (
     dice_after,
     keep_pieces,
     measure_pieces,
+    predict,
     read_steps,
 )
 
@@ -58,8 +60,22 @@ def test_what_helps_most_cases_is_chosen_and_what_does_not_help_is_not():
     assert chosen["plain"] < chosen["dice"] == 1
     perfect = [measure_pieces(mask(ORGAN, STRAY), mask(ORGAN, STRAY))] * 3
     assert choose_step(perfect, 0.001) == {"step": None, "told": None, "dice": 1.0, "plain": 1.0}
-    harmed_oftener = [*with_strays[:1], *perfect]
-    assert choose_step(harmed_oftener, 0.001)["step"] is None
+
+
+def test_a_step_must_help_three_cases_and_more_than_it_harms():
+    helped = [measure_pieces(mask(ORGAN, SPECK), mask(ORGAN))]
+    missed = ((2, 2, 2), 6), ((10, 10, 10), 1)  # a speck of the organ that is true and lies apart
+    harmed = [measure_pieces(mask(*missed), mask(*missed))]
+    found = {(n, m): choose_step(helped * n + harmed * m, 0.001)["step"] for n, m in ((1, 0), (2, 0), (3, 0), (3, 3))}
+    assert [key for key, step in found.items() if step] == [(3, 0)]
+
+
+def test_only_a_structure_that_is_one_piece_in_every_case_keeps_its_largest():
+    pair = (ORGAN, ((12, 2, 2), 5))  # a small structure that truly has two parts
+    cases = [measure_pieces(mask(ORGAN, STRAY), mask(ORGAN)) for _ in range(4)]
+    assert choose_step([*cases, measure_pieces(mask(), mask())], 0.001)["step"]["largest"]
+    chosen = choose_step([*cases, measure_pieces(mask(ORGAN), mask(*pair))], 0.001)["step"]
+    assert not chosen["largest"] and chosen["minimum_ml"] > 0.027
 
 
 def test_a_structure_that_is_never_true_gets_no_step():
@@ -70,6 +86,22 @@ def test_a_case_that_is_rightly_emptied_counts_as_helped():
     cases = [measure_pieces(mask(SPECK), mask())] * 3 + [measure_pieces(mask(ORGAN), mask(ORGAN))]
     chosen = choose_step(cases, 0.001)
     assert chosen["plain"] == 0.25 and chosen["dice"] == 1 and chosen["step"]["minimum_ml"] > 0.001
+
+
+def test_the_label_is_compared_where_the_logits_are():
+    devices = []
+
+    def postprocessing(data):
+        devices.extend(tensor.device.type for tensor in data.values())
+        return {key: torch.zeros(1, 4, 4, 4) for key in data}
+
+    network, item = torch.nn.Identity(), {"image": torch.zeros(1, 4, 4, 4), "label": torch.zeros(1, 4, 4, 4)}
+    # a CPU has no second device to compute on; the one of shapes alone stands for it
+    evaluator = SimpleNamespace(
+        state=SimpleNamespace(device=None), network=network, inferer=lambda image, _: image.to("meta")
+    )
+    predict(evaluator, postprocessing, item)
+    assert devices == ["meta", "meta"]
 
 
 def test_the_chosen_steps_are_done_in_ml_on_the_labels_own_grid(tmp_path):

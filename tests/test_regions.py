@@ -95,6 +95,11 @@ def test_the_greatest_code_is_exact_in_float32():
     assert unlabelled_classes(marked[None], 24)[0].tolist() == [False, False] + [True] * 22
 
 
+def test_an_unsigned_label_map_without_background_has_no_code():
+    whole = torch.full((1, 1, 2, 2), 3, dtype=torch.uint8)
+    assert unlabelled_classes(whole, 4)[0].tolist() == [False] * 4
+
+
 def test_what_does_not_fit_its_list_is_refused():
     truth = label_map()
     with pytest.raises(TomokitError, match="at most 24 classes, got 25"):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -26,11 +27,11 @@ from tomokit.search import search
 from tomokit.search import store as store_module
 from tomokit.search.plan import compare_settings, fit_epochs, make_plan
 from tomokit.search.results import count_states, draw_search, importances, state_of
-from tomokit.search.scoring import difference_interval
+from tomokit.search.scoring import difference_interval, score_network
 from tomokit.search.searching import _close
 from tomokit.search.space import default_draw, draw, read_space, settings_of
 from tomokit.search.store import RETRIES, SILENT_SECONDS, Store
-from tomokit.search.trials import Outcome, _context, run_stage, run_training
+from tomokit.search.trials import Outcome, _context, _follow, _supervise, run_stage, run_training
 
 CONFIG = {"learning_rate": 0.002, "batch_size": 8, "weight_decay": "1e-2", "size": [16, 16], "depth": "@batch_size"}
 CONFIG |= {"network": {"_target_": "ResNet", "dropout": "@rate"}, "rate": 0.1, "epochs": "$3 + 4"}
@@ -172,6 +173,11 @@ def test_the_space_that_comes_along_suits_every_bundle(bundle, tmp_path):
     assert set(parameters) == {"learning_rate", "weight_decay", "dropout", "batch_size", "optimizer"}
     assert all(parameter.inside for parameter in parameters.values())
     assert parameters["optimizer"].options["sgd"]["train::optimizer"]["nesterov"] is True
+    own = {name: settings_of(parameters.values(), {"optimizer": name}) for name in ("adamw", "sgd")}
+    assert own["adamw"]["learning_rate"] == 0.003 and "weight_decay" not in own["adamw"]
+    assert (own["sgd"]["learning_rate"], own["sgd"]["weight_decay"]) == (0.01, 3e-5)
+    drawn = {"optimizer": "sgd", "learning_rate": 0.02, "weight_decay": 0.1}
+    assert {"learning_rate": 0.02, "weight_decay": 0.1}.items() <= settings_of(parameters.values(), drawn).items()
 
 
 # ------------------------------------------------------------------------------------------------ store
@@ -266,6 +272,14 @@ def test_a_process_elsewhere_lives_as_long_as_its_marker_is_fresh(tmp_path):
             assert not third.claim("task")
 
 
+def test_a_folder_is_known_as_a_search_from_its_first_file_on(tmp_path, monkeypatch):
+    seen = []
+    touch = Path.touch
+    monkeypatch.setattr(Path, "touch", lambda path: (seen.extend(path.parent.iterdir()), touch(path)))
+    Store(tmp_path, True)
+    assert seen == [tmp_path / "study.journal"]
+
+
 @pytest.mark.parametrize("maximize", [True, False])
 def test_bad_trials_are_pruned_and_the_best_is_found(tmp_path, maximize):
     parameters = parameters_of(tmp_path)
@@ -316,6 +330,32 @@ def test_the_interval_of_a_difference():
     skewed = difference_interval({"mean": 0.9, "ci95": [0.6, 0.9]}, {"mean": 0.5, "ci95": [0.5, 0.9]})
     assert skewed["ci95"] == pytest.approx([0.4 - 0.5, 0.4])
     assert difference_interval({"mean": 1, "ci95": None}, {"mean": 0.5, "ci95": [0, 1]}) == {"mean": 0.5, "ci95": None}
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+@pytest.mark.parametrize(("state", "why"), [("late", "the time was over"), ("failed", "no memory")])
+def test_a_run_keeps_no_scores_but_those_of_the_test(part, state, why, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    evaluate = run / "configs" / "evaluate.yaml"
+    evaluate.parent.mkdir(parents=True)
+    (run / "configs" / "train.yaml").write_text("seed: 0\n")
+    (tmp_path / "evaluate.yaml").write_text("rival: true\n")
+
+    def run_stage(files, *_):
+        for path in (run / "metrics.json", run / "cases.csv", evaluate):
+            path.write_text('{"summary": {"dice": {"mean": 0.5, "n": 1, "cases": 1}}}')
+        return Outcome(state, "no memory") if Path(files[-1]).stem == failing else Outcome("done")
+
+    monkeypatch.setattr("tomokit.search.scoring.run_stage", run_stage)
+    given = (run, tmp_path / "evaluate.yaml", {"validation": ["a"], "test": ["b"]}, "val_dice", tmp_path / "e", None)
+    failing = part
+    with pytest.raises(TomokitError, match=f"the {part} cases could not be scored: {why}"):
+        score_network(*given)
+    assert not (run / "metrics.json").exists() and not (run / "cases.csv").exists() and not evaluate.exists()
+    assert (tmp_path / "e" / "validation.json").exists() == (part == "test")
+    failing = ""
+    assert score_network(*given)["test"]["mean"] == 0.5
+    assert (run / "metrics.json").exists() and evaluate.exists()
 
 
 # ------------------------------------------------------------------------------------------------ searches
@@ -458,6 +498,37 @@ def test_a_trial_stops_where_its_report_says_so(data, space, tmp_path):
     assert sum(outcome.times.values()) < outcome.seconds
 
 
+def die(_, pipe) -> None:
+    pipe.send(("value", (1, 0.5)))
+    pipe.recv()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("stop", "state"), [(True, "stopped"), (False, "failed")])
+def test_a_process_that_dies_after_its_report_is_stopped_if_it_was_told_to(stop, state, tmp_path):
+    outcome = _supervise(die, [], tmp_path / "log", lambda epoch, value: stop, None)
+    assert (outcome.state, outcome.values) == (state, {1: 0.5})
+    assert ("exit code -9" in outcome.problem) == (not stop)
+
+
+@pytest.mark.parametrize(("stop", "state"), [(True, "stopped"), (False, "late")])
+def test_a_process_that_was_told_to_stop_is_not_late(stop, state):
+    own, other = multiprocessing.Pipe()
+    other.send(("value", (1, 0.5)))
+    outcome = Outcome()
+    assert not _follow(own, lambda epoch, value: stop, time.monotonic() + 0.3, outcome)
+    assert outcome.state == state and other.recv() is stop
+
+
+def test_an_error_after_the_word_to_stop_changes_nothing():
+    own, other = multiprocessing.Pipe()
+    other.send(("value", (1, 0.5)))
+    other.send(("failed", "no memory"))
+    outcome = Outcome()
+    assert _follow(own, lambda epoch, value: True, None, outcome)
+    assert (outcome.state, outcome.problem) == ("stopped", "")
+
+
 def test_what_becomes_of_a_trial(tmp_path):
     parameters = parameters_of(tmp_path)
     outcomes = [
@@ -465,15 +536,16 @@ def test_what_becomes_of_a_trial(tmp_path):
         Outcome("late", values={1: 0.9}),
         Outcome("done", values={1: math.nan}),
         Outcome("failed", "no memory", values={1: 0.9}),
+        Outcome("stopped", values={1: 0.1}),
     ]
     with Store(tmp_path / "store", True) as store:
         ended = [_close(store, store.next_trial(parameters, 9, 0)[0], outcome) for outcome in outcomes]
-        assert [state_of(trial) for trial in ended] == ["complete", "interrupted", "failed", "failed"]
+        assert [state_of(trial) for trial in ended] == "complete interrupted failed failed pruned".split()
         assert (ended[0].value, ended[0].user_attrs["epoch"]) == (0.6, 2)
         problems = [trial.user_attrs.get("problem") for trial in ended]
-        assert problems == [None, "the minutes were over", "no validation has a number: [nan]", "no memory"]
+        assert problems == [None, "the minutes were over", "no validation has a number: [nan]", "no memory", None]
         assert ended[2].params == ended[1].params  # the interrupted one was next in the queue
-        assert count_states(store.trials())["interrupted"] == 1 and len(store.counted()) == 3
+        assert count_states(store.trials())["interrupted"] == 1 and len(store.counted()) == 4
 
 
 def test_the_minutes_may_be_over_before_the_first_trial(data, space, tmp_path):

@@ -33,6 +33,14 @@ def test_patches_are_those_of_monais_crop_as_plain_tensors_of_their_own(shape, s
     assert torch.equal(case["image"], before)
 
 
+def test_a_case_without_a_class_to_centre_on_is_named():
+    case = {"image": torch.zeros(1, 4, 4), "label": torch.zeros(1, 4, 4), "case": "case_9"}
+    case = ClassesToIndicesd("label", num_classes=2)(case)
+    names = {"keys": ["image", "label"], "label_key": "label", "indices_key": "label_cls_indices", "num_classes": 2}
+    with pytest.raises(TomokitError, match="case_9 has no voxel of a class"):
+        RandPatchByLabelClassesd(**names, spatial_size=(2, 2), ratios=[0, 1])(case)
+
+
 def test_the_foregrounds_share_is_divided_among_the_structures():
     assert class_ratios({"0": "background", "1": "liver", "2": "tumour"}, 0.5) == [0.5, 0.25, 0.25]
     assert class_ratios({"0": "background", "1": "liver"}, 1) == [0, 1]

@@ -80,6 +80,7 @@ def test_the_default_of_the_bundle_has_the_parameters_that_the_docs_tell():
         ({"kernel_size": [3, 3, 2]}, "`kernel_size` must be odd, got 2"),
         ({"heads": 3}, "`heads` must be 1 to 2, got 3"),
         ({"filters": [4], "strides": [1], "kernel_size": [3]}, r"two levels or more, got \[4\]"),
+        ({"encoder_convolutions": [1, 0, 2]}, r"`encoder_convolutions` must be 1 or more .*\[1, 0, 2\]"),
         ({"decoder_convolutions": [1]}, r"`decoder_convolutions` must have 2 entries for 3 filters, got \[1\]"),
     ],
 )

@@ -133,7 +133,8 @@ def plan(
     data: Annotated[str, typer.Argument(help="A data set's name, or a folder that holds a dataset.json.")],
     out: Annotated[Path, typer.Option(help="The new bundle's folder.")],
     memory: Annotated[
-        float | None, typer.Option(help="GB a training step may take (default: the GPU's, or half of what is free).")
+        float | None,
+        typer.Option(help="GB a training step may take (default: 90 % of a GPU's free memory, else half)."),
     ] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Time for everything from the files to the last prediction on this machine.")

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tomokit.volumes import stem_of
 logger = logging.getLogger(__name__)
 
 Entry = dict[str, Any]
+READ_AS = {"$": "Python code", "@": "a reference", "%": "a macro"}  # by MONAI's configs, where a text begins so
 
 
 def data_root() -> Path:
@@ -36,6 +37,11 @@ def find_dataset(dataset_dir: str | Path) -> Path:
     for folder in (Path(dataset_dir).expanduser(), data_root() / dataset_dir):
         if (folder / "dataset.json").is_file():
             return folder.resolve()
+    if "::" in str(dataset_dir):
+        raise TomokitError(
+            f"no data set {str(dataset_dir)!r}: MONAI's configs read # as ::, so the folder's path can't hold a #; "
+            "rename the folder"
+        )
     raise TomokitError(
         f"no data set {str(dataset_dir)!r}: neither that folder nor {data_root() / dataset_dir} has a dataset.json; "
         f"get it with `tomokit data get {dataset_dir}` if `tomokit data list` names it, else with "
@@ -50,7 +56,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     list in the order of the channels.
 
     Raises:
-        TomokitError: that names the file and every key with a value of the wrong type.
+        TomokitError: that names the file and every key with a value of the wrong type, or with a name that MONAI's
+            configs would read as something else.
     """
     path = folder / "dataset.json"
     content = read_json(path)
@@ -158,6 +165,18 @@ def case_name(image: str | Sequence[str]) -> str:
     return stem_of(image) if isinstance(image, str) else stem_of(image[0]).removesuffix("_0000")
 
 
+def misread(name: str) -> str:
+    """Return how MONAI's configs would read a name that is no plain text to them; "" where they take it as it is."""
+    if name[:1] in READ_AS:
+        return f"a config would read it as {READ_AS[name[0]]}"
+    return f"a config would read it as {name.replace('#', '::')!r}" if "#" in name else ""
+
+
+def _name_problems(key: str, names: Iterable[str]) -> list[str]:
+    """Return which names MONAI's configs, where they are going to stand, would read as something else."""
+    return [f"{key} {name!r}: {found}; rename it" for name in names if (found := misread(name))]
+
+
 def _labels_problems(labels: Any) -> list[str]:
     """Return what is wrong with `labels`, which must be value -> name."""
     if not isinstance(labels, dict) or not labels:
@@ -165,11 +184,12 @@ def _labels_problems(labels: Any) -> list[str]:
     if any(not key.isdecimal() for key in labels) and all(str(value).isdecimal() for value in labels.values()):
         swapped = {str(value): name for name, value in labels.items()}
         return [f"`labels` must be value -> name, got nnU-Net's name -> value {labels!r}; swap them: {swapped!r}"]
-    return [
+    problems = [
         f'`labels` must have a whole number as key and a name as value, got {key!r}: {name!r}; write "1": "name"'
         for key, name in labels.items()
         if not key.isdecimal() or not isinstance(name, str)
     ]
+    return problems or _name_problems("`labels`", labels.values())
 
 
 def _modality_problems(modality: Any) -> list[str]:
@@ -178,7 +198,7 @@ def _modality_problems(modality: Any) -> list[str]:
         return [f'`modality` must have the numbers of the channels as keys, got {modality!r}; write {{"0": "CT"}}']
     kinds = _list_modality(modality) if isinstance(modality, dict | list | str) else []
     if kinds and all(isinstance(kind, str) and kind for kind in kinds):
-        return []
+        return _name_problems("`modality`", kinds)
     return [f'`modality` must name the kind of each channel, as in {{"0": "CT"}} or ["CT"], got {modality!r}']
 
 
@@ -207,7 +227,9 @@ def _entry_problems(item: Any) -> list[str]:
     if not isinstance(item, dict):
         return [f"must be an object with `image` and `label`, got {item!r}"]
     problems = []
-    if not _is_image(item.get("image")):
+    if _is_image(item.get("image")):
+        problems += _name_problems("`image` gives the case the name", [case_name(item["image"])])
+    else:
         got = repr(item["image"]) if "image" in item else "none"
         problems.append(f"`image` must be a path or a list of paths, got {got}")
     if "label" in item and item["label"] in (None, ""):

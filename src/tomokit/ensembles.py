@@ -15,10 +15,16 @@ from tomokit.engines.checkpoints import find_checkpoint, load, save, weights_of
 from tomokit.errors import TomokitError, raise_problems
 from tomokit.files import read_json, write_json, write_table
 from tomokit.metrics import summarise_classification, summarise_segmentation
+from tomokit.postprocessing import FILE, Step, read_steps
 
 # what must be alike in runs whose networks see the same input and mean the same by their output
-SHARED_KEYS = ("network_def", "labels", "modality", "spacing", "minimum_size", "intensity", "preprocessing", "regions")
+SHARED_KEYS = (
+    "network_def", "strides", "labels", "modality", "spacing", "minimum_size", "image_size", "intensity",
+    "preprocessing", "regions",
+)  # fmt: skip
 TEXT_COLUMNS = ("case", "patient", "class", "truth")
+# what an earlier ensemble left that tells of other networks; `predictions/` too
+STALE = (FILE, "metrics.json", "cases.csv", "overlay.png")
 SMALLEST = 1e-12  # a probability whose logarithm is finite, also after a float32 sum
 
 
@@ -59,11 +65,12 @@ def join_runs(runs: str | Path | Sequence[str | Path], run_dir: str | Path, chec
 
     Its config is the first run's with an `Ensemble` as `network_def`. Its test cases are those that every run has kept
     for the test; the runs' other cases count as training. Of the folds of a cross-validation, each case was trained on
-    by some, so that no test case is left: `gather_folds` scores those.
+    by some, so that no test case is left: `gather_folds` scores those. Of the members' postprocessing it does what all
+    of them agree on.
 
     Args:
         runs: the runs' folders, or one folder with `fold_0`, `fold_1`, ….
-        run_dir: the new run's folder; an ensemble that is there is replaced.
+        run_dir: the new run's folder; an ensemble that is there is replaced, with its scores and predictions.
         checkpoint: `best` or `last` of each run.
 
     Raises:
@@ -71,16 +78,17 @@ def join_runs(runs: str | Path | Sequence[str | Path], run_dir: str | Path, chec
             `run_dir` holds a trained run.
     """
     folders, run_dir = list_runs(runs), Path(run_dir)
-    if (run_dir / "checkpoints" / "last.pt").exists():
-        raise TomokitError(f"{run_dir} holds a trained run; give the ensemble another `run_dir`")
+    _check_target(run_dir)
     weights = [weights_of(load(find_checkpoint(folder, checkpoint))) for folder in folders]
     found = [configs.read_config(folder / "configs" / "train.yaml") for folder in folders]
     _check_alike(folders, found, weights)
+    steps = _agreed_steps([read_steps(folder / FILE) for folder in folders], found[0].get("labels", {}))
     network = {"_target_": "tomokit.ensembles.Ensemble", "network": found[0]["network_def"], "count": len(folders)}
     network |= {"sigmoid": True} if "regions" in found[0] else {}
     cases = found[0]["cases"] | _join_cases([config["cases"] for config in found])
     config = found[0] | {"network_def": network, "cases": cases, "run_dir": str(run_dir)}
     header = "The ensemble of\n" + "\n".join(f"  {folder}" for folder in folders)
+    _remove_stale(run_dir)
     configs.write_config(config, run_dir / "configs" / "train.yaml", header)
     for name in ("metadata.json", "logging.conf"):
         if (source := folders[0] / "configs" / name).is_file():
@@ -89,12 +97,14 @@ def join_runs(runs: str | Path | Sequence[str | Path], run_dir: str | Path, chec
     write_json(run_dir / "environment.json", environment | {"members": [str(folder) for folder in folders]})
     joined = {f"members.{i}.{key}": value for i, own in enumerate(weights) for key, value in own.items()}
     save(joined, run_dir / "checkpoints" / "best.pt")
+    if steps:
+        write_json(run_dir / FILE, {"steps": {str(value): step._asdict() for value, step in steps.items()}})
     print(f"ensemble of {len(folders)} runs: {run_dir}", flush=True)
     return run_dir
 
 
 def gather_folds(runs: str | Path | Sequence[str | Path], run_dir: str | Path) -> dict[str, Any]:
-    """Return the scores of all folds' test cases together; write them to `cross_validation.json` and `cases.csv`.
+    """Return the scores of all folds' test cases together; write `cross_validation.json` and `cross_validation.csv`.
 
     Each case was scored by the one network that did not see it. The mean and its interval are over all cases; `folds`
     tells each fold's own mean, so that the spread between trainings is seen.
@@ -121,7 +131,7 @@ def gather_folds(runs: str | Path | Sequence[str | Path], run_dir: str | Path) -
         for folder, own in zip(folders, measures, strict=True)
     ]
     result = {"task": tasks[0], **_summarise(tasks[0], rows), "folds": folds}
-    write_table(run_dir / "cases.csv", rows)
+    write_table(run_dir / "cross_validation.csv", rows)
     write_json(run_dir / "cross_validation.json", result)
     print(f"cross-validation over {len(folders)} folds: {run_dir / 'cross_validation.json'}", flush=True)
     return result
@@ -185,6 +195,37 @@ def _check_alike(
         if own != shapes[0]
     ]
     raise_problems("these runs can't be joined to an ensemble", problems)
+
+
+def _check_target(run_dir: Path) -> None:
+    """Raise when a folder holds a run that is no ensemble: it would be lost."""
+    if not (run_dir / "checkpoints").exists():
+        return
+    environment = run_dir / "environment.json"
+    if not environment.is_file() or "members" not in read_json(environment):
+        raise TomokitError(f"{run_dir} holds a trained run; give the ensemble another `run_dir`")
+
+
+def _remove_stale(run_dir: Path) -> None:
+    """Remove what an earlier ensemble in the folder left of its scores and predictions."""
+    for name in STALE:
+        (run_dir / name).unlink(missing_ok=True)
+    shutil.rmtree(run_dir / "predictions", ignore_errors=True)
+
+
+def _agreed_steps(members: Sequence[Mapping[int, Step]], labels: Mapping[str, str]) -> dict[int, Step]:
+    """Return, and print, the steps that all members do, by label value; of smallest sizes, the smallest."""
+    agreed = {}
+    for value in sorted({value for own in members for value in own}):
+        name = labels.get(str(value), value)
+        chosen = [own[value] for own in members if value in own]
+        if len(chosen) == len(members) and len({step.largest for step in chosen}) == 1:
+            agreed[value] = min(chosen, key=lambda step: step.minimum_ml)
+            print(f"postprocessing: of {name} the {agreed[value]}", flush=True)
+        else:
+            told = "; ".join(str(own.get(value, "nothing")) for own in members)
+            print(f"postprocessing: nothing to {name}, since the runs differ: {told}", flush=True)
+    return agreed
 
 
 def _join_cases(cases: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:

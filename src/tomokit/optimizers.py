@@ -18,8 +18,8 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose step, for each kernel as a matrix (features out, the rest), is made orthogonal; AdamW else.
 
     On hippocampus 700 of its steps reached what 1,400 of AdamW's did (docs/experiments.md). A kernel's step has the
-    size that AdamW's has, so learning rates carry over. What is no matrix (norms, biases, a first convolution of
-    one channel) is AdamW's. torch's own `Muon` takes matrices alone, and iterates on the whole matrix in bfloat16;
+    size that AdamW's has, so learning rates carry over. What is no matrix (norms, biases, kernels of one
+    channel) is AdamW's. torch's own `Muon` takes matrices alone, and iterates on the whole matrix in bfloat16;
     here the rounds are on the small side's Gram matrix, which gives the same for a fifth of the arithmetic.
 
     Args:
@@ -87,9 +87,10 @@ class Muon(torch.optim.Optimizer):
             return
         for parameter in parameters:
             if not self.state[parameter]:
-                step = torch.zeros((), device=parameter.device)  # there for all time: nothing waits for it
+                # on the device, so that nothing waits for it; not named `step`, which torch restores on the CPU
+                count = torch.zeros((), device=parameter.device)
                 zeros = torch.zeros_like(parameter)
-                self.state[parameter] |= {"step": step, "mean": zeros, "square": zeros.clone()}
+                self.state[parameter] |= {"count": count, "mean": zeros, "square": zeros.clone()}
         first, second = group["betas"]
         adamw(
             parameters,
@@ -97,7 +98,7 @@ class Muon(torch.optim.Optimizer):
             [self.state[parameter]["mean"] for parameter in parameters],
             [self.state[parameter]["square"] for parameter in parameters],
             max_exp_avg_sqs=[],
-            state_steps=[self.state[parameter]["step"] for parameter in parameters],
+            state_steps=[self.state[parameter]["count"] for parameter in parameters],
             fused=True,
             amsgrad=False,
             beta1=first,
@@ -110,8 +111,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def is_kernel(parameter: Tensor) -> bool:
-    """Return whether a parameter is stepped as a matrix: of two or more axes, neither side narrow."""
-    if parameter.ndim < 2:
+    """Return whether a parameter is stepped as a matrix: of two or more axes, neither side narrow.
+
+    A kernel of one channel for each feature mixes no features: a first convolution's, or a depthwise one's.
+    """
+    if parameter.ndim < 2 or parameter.shape[1] == 1:
         return False
     return min(parameter.shape[0], parameter.numel() // parameter.shape[0]) >= SMALLEST_SIDE
 

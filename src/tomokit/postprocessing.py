@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 FILE = "postprocessing.json"
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.5)  # of the smallest true volume: the smallest pieces that could be kept
 LEAST_GAIN = 0.001  # in mean Dice; less is within the noise of a validation part
+LEAST_HELPED = 3  # cases; what helps one or two may be their accident
 Labels = NDArray[Any]
 Transform = Callable[[dict[str, Any]], Mapping[str, Any]]
 
@@ -42,11 +43,12 @@ class Step(NamedTuple):
 
 
 class Pieces(NamedTuple):
-    """A structure's predicted pieces in one case: the voxels of each, how many are true, and all true voxels."""
+    """A structure's predicted pieces in one case: the voxels of each, how many are true; all true voxels and pieces."""
 
     sizes: NDArray[np.intp]
     hits: NDArray[np.intp]
     truth: int
+    truth_pieces: int
 
 
 class ChosenPostprocessingd(MapTransform):
@@ -85,9 +87,10 @@ def choose_postprocessing(
 ) -> dict[str, Any] | None:
     """Return what was chosen for each structure on the validation cases, written to `<run_dir>/postprocessing.json`.
 
-    Each structure is tried with its largest piece alone and with several smallest sizes; the best is kept if it raises
-    the structure's mean Dice by 0.001 and helps more cases than it harms. None is returned, and nothing written, where
-    there are no validation cases or the network's classes overlap.
+    Each structure is tried with several smallest sizes and, where it truly is one piece in every case that has it, with
+    its largest piece alone. The best is kept if it raises the structure's mean Dice by 0.001, helps at least three
+    cases, and more than it harms. None is returned, and nothing written, where there are no validation cases or the
+    network's classes overlap.
 
     Args:
         evaluator: MONAI's evaluator on the validation cases; its network gets the best weights.
@@ -132,7 +135,7 @@ def predict(evaluator: Any, postprocessing: Transform, item: Mapping[str, Any]) 
     evaluator.network.eval()
     with torch.inference_mode():
         logits = evaluator.inferer(image, evaluator.network)
-    done = postprocessing({"pred": logits[0], "label": plain(item["label"])})
+    done = postprocessing({"pred": logits[0], "label": plain(item["label"]).to(logits.device)})
     arrays = [torch.as_tensor(done[key]).cpu().numpy() for key in ("pred", "label")]
     return arrays[0], arrays[1]
 
@@ -147,21 +150,25 @@ def choose_step(cases: Sequence[Pieces], unit: float) -> dict[str, Any]:
     volumes = [case.truth * unit for case in cases if case.truth]
     if not volumes:
         return choice
-    for step in [Step(largest=True), *(Step(minimum_ml=share * min(volumes)) for share in SHARES)]:
+    steps = [Step(minimum_ml=share * min(volumes)) for share in SHARES]
+    if all(case.truth_pieces <= 1 for case in cases):
+        steps.insert(0, Step(largest=True))
+    for step in steps:
         after = np.array([dice_after(case, step, unit) for case in cases])
         emptied = np.isnan(after) & (before == 0)  # rightly nothing is predicted any more: 0/0 has no Dice
         better, worse = int((after > before).sum() + emptied.sum()), int((after < before).sum())
-        if better > worse and _mean(after) >= max(choice["plain"] + LEAST_GAIN, np.nextafter(choice["dice"], 2)):
+        least = max(choice["plain"] + LEAST_GAIN, np.nextafter(choice["dice"], 2))
+        if better >= max(LEAST_HELPED, worse + 1) and _mean(after) >= least:
             choice |= {"step": step._asdict(), "told": str(step), "dice": _mean(after)}
     return choice
 
 
 def measure_pieces(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> Pieces:
-    """Return the pieces of a predicted mask; voxels that touch at a corner are of one piece."""
+    """Return the pieces of a predicted and of the true mask; voxels that touch at a corner are of one piece."""
     numbers, count = _number_pieces(prediction)
     sizes = np.bincount(numbers.ravel(), minlength=count + 1)[1:]
     hits = np.bincount(numbers[truth], minlength=count + 1)[1:]
-    return Pieces(sizes, hits, int(truth.sum()))
+    return Pieces(sizes, hits, int(truth.sum()), _number_pieces(truth)[1])
 
 
 def kept_pieces(sizes: NDArray[np.intp], step: Step, unit: float) -> NDArray[np.bool_]:

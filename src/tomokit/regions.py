@@ -60,7 +60,7 @@ def region_table(regions: Regions) -> Tensor:
 
 def unlabelled_classes(label_maps: Tensor, num_classes: int) -> Tensor:
     """Return which classes were not annotated in each case: (B, num_classes), bool, from label maps (B, 1, X, Y, Z)."""
-    codes = (-label_maps.flatten(1).amin(1)).clamp(min=0).long()
+    codes = (-label_maps.flatten(1).amin(1).long()).clamp(min=0)  # an unsigned type has no negative
     bits = torch.arange(num_classes, device=codes.device)
     return (codes[:, None] >> bits & 1).bool()
 

@@ -35,6 +35,8 @@ FREE_KEYS = {
     "patience",
 }
 COMPANIONS = ("metadata.json", "logging.conf")
+DISTRIBUTED = "tomokit.engines.distributed_device"
+ONE_DEVICE = "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')"
 HASHED_BYTES = 1 << 20
 
 
@@ -69,6 +71,9 @@ def start_training_run(
     names = {part: [str(entry["case"]) for entry in entries] for part, entries in cases.items()}
     config["cases"] = {**config["cases"], **names}
     config["resume"] = False
+    device = config.get("device")
+    if isinstance(device, Mapping) and device.get("_target_") == DISTRIBUTED:
+        config["device"] = ONE_DEVICE  # what several processes trained, one evaluates and uses
     environment = describe_environment(cases) | _plain(settings)
     if resume and (run_dir / "checkpoints" / "last.pt").is_file():
         environment = _continue_run(run_dir, config, environment)

@@ -44,6 +44,7 @@ class RandPatchByLabelClassesd(RandCropByLabelClassesd):
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> list[dict[Hashable, Any]]:
         """Return `num_samples` dictionaries, each key's image (C, X, Y[, Z]) cut to (C, *spatial_size), copied."""
         rest = {key: value for key, value in data.items() if key != self.indices_key}
+        self._check(data)
         self.randomize(data.get(self.label_key), data.get(self.indices_key), data.get(self.image_key))
         patches: list[dict[Hashable, Any]] = []
         for centre in self.cropper.centers or ():
@@ -52,6 +53,23 @@ class RandPatchByLabelClassesd(RandCropByLabelClassesd):
                 patch[key] = _cut(torch.as_tensor(rest[key]), centre, self.cropper.spatial_size)
             patches.append(patch)
         return patches
+
+    def _check(self, data: Mapping[Hashable, Any]) -> None:
+        """Raise when a case with known places has none of the classes that are drawn.
+
+        Raises:
+            TomokitError: that names the case.
+        """
+        places = data.get(self.indices_key)
+        if places is None:
+            return
+        ratios = self.cropper.ratios or [1.0] * len(places)
+        if any(len(own) and ratio > 0 for own, ratio in zip(places, ratios, strict=True)):
+            return
+        raise TomokitError(
+            f"{data.get('case', 'a case')} has no voxel of a class that patches are centred on; leave it out of the "
+            "training cases, or set foreground_share below 1"
+        )
 
 
 def _cut(image: torch.Tensor, centre: Sequence[int], size: Sequence[int]) -> torch.Tensor:

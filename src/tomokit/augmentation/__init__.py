@@ -1,8 +1,8 @@
 """Random changes of whole batches on the device that they are on, as MONAI dictionary transforms of plain tensors.
 
-Each takes `{"image": (B, C, X, Y[, Z]), "label": (B, 1, X, Y[, Z])}` and returns it with new tensors. Each sample is
-drawn for by itself; one that is not drawn keeps every bit. Draws come from torch's global generator on the CPU, so
-that nothing waits for the device.
+Each takes `{"image": (B, C, X, Y[, Z]), "label": (B, 1, X, Y[, Z])}` and leaves its tensors as they are: what changes
+is returned as a new tensor. Each sample is drawn for by itself; one that is not drawn keeps every bit. What is drawn
+comes from torch's global generator on the CPU, so that nothing waits for the device; only noise is made on it.
 """
 
 from tomokit.augmentation.intensity import (

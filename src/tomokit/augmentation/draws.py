@@ -50,6 +50,18 @@ def per_axis(name: str, value: float | Sequence[float], count: int) -> tuple[flo
     return tuple(value)
 
 
+def check_axes(name: str, value: int | Sequence[int]) -> list[int]:
+    """Return axes of (X, Y, Z) in order, each once.
+
+    Raises:
+        TomokitError: when one is not 0, 1 or 2: a negative one would be hidden from other checks.
+    """
+    axes = [value] if isinstance(value, int) else value
+    if axes is None or any(axis not in (0, 1, 2) for axis in axes):
+        raise TomokitError(f"{name} must be a list of 0, 1 and 2, or empty, got {value}")
+    return sorted(set(axes))
+
+
 def draw_events(shape: Sequence[int] | int, prob: float) -> Tensor:
     """Return which of the events happen, bool on the CPU."""
     return torch.rand(shape) < prob

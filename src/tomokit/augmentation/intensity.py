@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tomokit.augmentation.draws import (
     change_samples,
+    check_axes,
     check_probability,
     check_range,
     draw_events,
@@ -316,7 +317,7 @@ class BatchRandLowResolutiond(MapTransform):
         super().__init__(keys)
         self.prob = check_probability("prob", prob)
         self.zoom_range = check_range("zoom_range", zoom_range, 0.05, 1)
-        self.axes = axes
+        self.axes = None if axes is None else check_axes("axes", axes)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the batch with less detail in the drawn samples."""

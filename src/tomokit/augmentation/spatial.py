@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from tomokit.augmentation.draws import (
     change_samples,
+    check_axes,
     check_probability,
     check_range,
     draw_events,
@@ -258,10 +259,7 @@ class BatchRandFlipd(MapTransform):
 
     def __init__(self, keys: KeysCollection, spatial_axis: int | Sequence[int], prob: float = 0.5) -> None:
         super().__init__(keys)
-        axes = [spatial_axis] if isinstance(spatial_axis, int) else spatial_axis
-        if axes is None or any(axis not in (0, 1, 2) for axis in axes):  # -1 would be hidden from the check of sides
-            raise TomokitError(f"spatial_axis must be a list of 0, 1 and 2, or empty, got {spatial_axis}")
-        self.axes = sorted(set(axes))
+        self.axes = check_axes("spatial_axis", spatial_axis)
         self.prob = check_probability("prob", prob)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -13,7 +13,7 @@ from monai.engines import IterationEvents
 from torch.utils.tensorboard import SummaryWriter
 
 from tomokit import configs
-from tomokit.engines.checkpoints import TrainingState, average_weights, load, save
+from tomokit.engines.checkpoints import TrainingState, WeightAverage, load, save
 from tomokit.engines.hardware import seed_epoch, unwrap
 from tomokit.engines.progress import ProgressBar
 from tomokit.engines.tensorboard import attach_overlays
@@ -60,7 +60,7 @@ def attach_training(
     run_dir = Path(run_dir)
     state = TrainingState(trainer, lr_scheduler)
     if weight_averaging != 0:
-        state.average = average_weights(state.network, weight_averaging)
+        state.average = WeightAverage(state.network, weight_averaging)
     evaluator.network = state.result  # not joined with other processes': their shares of the cases differ in length
     last = run_dir / "checkpoints" / "last.pt"
     content = load(last) if resume and last.is_file() else None
@@ -71,7 +71,7 @@ def attach_training(
     if max_grad_norm > 0:
         trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, _clip_gradients, max_grad_norm)
     if state.average is not None:
-        trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: state.average.update_parameters(state.network))
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: state.average.update(state.network))
     progress = ProgressBar("train", "step")
     if is_main_process():
         progress.attach(trainer)

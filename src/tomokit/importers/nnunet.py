@@ -49,8 +49,8 @@ def _plain_labels(plan: Plan, labels: Any, where: str) -> dict[int, str]:
         elif key == "ignore" and isinstance(value, int):
             plan.values_untold = True
             plan.ignored.add(value)
-            text = f"value {value}, left as it is in the label files; the check will show where"
-            plan.leave("the ignore label, which tomokit has not", text)
+            text = f"value {value}, left as it is in the label files; train with LAYERS=modes/ignore_label and {value}"
+            plan.leave("the ignore label, which is no structure", text)
         else:
             plain[key] = value
     return check_strings(plain, f"{where} `labels`")

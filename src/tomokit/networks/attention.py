@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from monai.networks.layers import Conv
 from torch import Tensor, nn
 
+from tomokit.errors import TomokitError
 from tomokit.networks.blocks import (
     Extent,
     InstanceNorm,
@@ -29,11 +30,15 @@ class ContextAttention(nn.Module):
         dilations: of the filters of three voxels' edge.
         strip: length of the strips in voxels, odd.
 
+    Raises:
+        TomokitError: when `strip` is even.
     Source: Gu et al., CE-Net, IEEE TMI 38 (2019), the dilated branches; Guo et al., SegNeXt, NeurIPS 2022, the strips.
     """
 
     def __init__(self, spatial_dims: int, channels: int, dilations: Sequence[int], strip: int) -> None:
         super().__init__()
+        if strip % 2 == 0:
+            raise TomokitError(f"`strip` must be odd, so that it is centred on its voxel, got {strip}")
         conv = Conv["conv", spatial_dims]
         self.scales = nn.ModuleList(
             conv(channels, channels, 3, 1, rate, dilation=rate, groups=channels) for rate in dilations

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from tomokit.errors import raise_problems
 
+SLOPE = 0.01  # of leaky ReLU below 0
 Extent = int | Sequence[int]
 # stage(level, channels in, features out, stride) and stage(level, features): what a network builds at each level
 EncoderStage = Callable[[int, int, int, Extent], nn.Module]
@@ -153,7 +154,7 @@ class Segmenter(nn.Module):
         self.apply(initialise)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return logits (B, classes, X, Y[, Z]) for an image (B, C, X, Y[, Z]) of any size."""
+        """Return logits (B, classes, X, Y[, Z]) for an image (B, C, X, Y[, Z]) of any size that the body takes."""
         return self.logits(self.body(image)[0])
 
 
@@ -199,7 +200,7 @@ def convolution(
 
 def normalised(layer: nn.Module, features: int, dropout: float) -> nn.Sequential:
     """Return the layer followed by instance norm, dropout and leaky ReLU."""
-    return nn.Sequential(layer, InstanceNorm(features), nn.Dropout(dropout), nn.LeakyReLU(0.01, inplace=True))
+    return nn.Sequential(layer, InstanceNorm(features), nn.Dropout(dropout), nn.LeakyReLU(SLOPE, inplace=True))
 
 
 def up(dims: int, channels: int, features: int, stride: Extent) -> nn.Module:
@@ -224,10 +225,15 @@ def extent(value: Extent, dims: int) -> tuple[int, ...]:
 
 def initialise(module: nn.Module) -> None:
     """Draw a convolution's weights so that leaky ReLU keeps the variance (He et al., ICCV 2015)."""
-    if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-        nn.init.kaiming_normal_(module.weight, a=0.01)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Conv2d | nn.Conv3d):
+        nn.init.kaiming_normal_(module.weight, a=SLOPE)
+    elif isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose3d):
+        # kernel and stride are alike, so that a voxel sums over the channels alone
+        nn.init.normal_(module.weight, std=nn.init.calculate_gain("leaky_relu", SLOPE) / math.sqrt(module.in_channels))
+    else:
+        return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
 
 
 def check_lists(spatial_dims: int, filters: Sequence[int], **lists: Sequence[Extent]) -> None:
@@ -243,12 +249,15 @@ def check_lists(spatial_dims: int, filters: Sequence[int], **lists: Sequence[Ext
     """
     problems = [] if spatial_dims in (2, 3) else [f"`spatial_dims` must be 2 or 3, got {spatial_dims}"]
     problems += [] if len(filters) > 1 else [f"`filters` must have two levels or more, got {list(filters)}"]
+    problems += [] if min(filters, default=1) > 0 else [f"`filters` must be 1 or more, got {list(filters)}"]
     for name, values in lists.items():
         if len(values) != len(filters):
             problems.append(f"`{name}` must have {len(filters)} entries, one for each filter, got {list(values)}")
         wrong = [value for value in values if len(extent(value, spatial_dims)) != spatial_dims]
         problems += [f"`{name}` must have one number or one per axis, got {value}" for value in wrong]
-    if any(size != 1 for size in extent(lists.get("strides", [1])[0], 1)):
+        small = [value for value in values if not isinstance(value, bool) and min(extent(value, 1), default=1) < 1]
+        problems += [f"`{name}` must be 1 or more along each axis, got {value}" for value in small]
+    if any(size != 1 for first in lists.get("strides", [])[:1] for size in extent(first, 1)):
         problems.append(f"the first of `strides` must be 1, got {lists['strides'][0]}")
     even = [size for size in lists.get("kernel_size", []) if any(edge % 2 == 0 for edge in extent(size, 1))]
     problems += [f"`kernel_size` must be odd, got {size}" for size in even]

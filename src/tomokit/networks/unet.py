@@ -85,6 +85,8 @@ class LeanUNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Return the logits (B, classes, X, Y[, Z]) for an image (B, C, X, Y[, Z]) of any size.
 
+        At least two voxels must be left at the coarsest stage to normalise over.
+
         In training with `heads` above 1, a list: full resolution first, then the coarser stages' own grids.
         """
         features: list[Tensor] = []
@@ -114,6 +116,11 @@ def _check_counts(levels: int, down: Sequence[int], up: Sequence[int], heads: in
         f"`{name}` must have {wanted} entries for {levels} filters, got {list(given)}"
         for name, given, wanted in (("encoder_convolutions", down, levels), ("decoder_convolutions", up, levels - 1))
         if len(given) != wanted
+    ]
+    problems += [
+        f"`{name}` must be 1 or more in each stage, got {list(given)}"
+        for name, given in (("encoder_convolutions", down), ("decoder_convolutions", up))
+        if min(given, default=1) < 1
     ]
     problems += [] if 1 <= heads < levels else [f"`heads` must be 1 to {levels - 1}, got {heads}"]
     raise_problems("the stages of the U-Net do not fit each other", problems)

@@ -23,6 +23,7 @@ from tomokit.labels import check_label_map, foreground, lateral_names
 from tomokit.volumes import read_volume
 
 READERS = 2  # threads, each of which holds one volume
+SHOWN_VALUES = 5  # of a label map, in a message
 SAMPLES = 5000  # voxels of each case and channel from which intensities are told
 ZERO_SHARE = 0.25  # of the voxels: more exact zeros than this are a background that was cut away
 
@@ -128,12 +129,13 @@ class Fingerprint:
 
 
 class _Facts(NamedTuple):
-    """What one case tells; samples are one array per channel."""
+    """What one case tells; `unknown` are voxel values that no name fits; samples are one array per channel."""
 
     case: str
     shape: tuple[int, ...]
     spacing: tuple[float, ...]
     structures: dict[int, dict[str, Any]]
+    unknown: list[float]
     inside: list[NDArray[np.float32]]
     everywhere: list[NDArray[np.float32]]
     zero_share: list[float]
@@ -153,14 +155,16 @@ def read_fingerprint(
     and of how many.
 
     Raises:
-        TomokitError: when the data set, its split or its labels can't be used, or a file can't be read.
+        TomokitError: when the data set, its split or its labels can't be used, a file can't be read, or no training
+            case holds a structure or a class.
     """
     folder = find_dataset(dataset_dir)
     content = read_description(folder)
     parts = select_cases(dataset_dir, split, fold, seed)
     entries = [*parts["training"], *parts["validation"]]
     task = _task_of(entries, content, folder)
-    names = foreground(content["labels"]) if task == "segmentation" else {}
+    labels = check_label_map(content["labels"])
+    names = foreground(labels) if task == "segmentation" else {}
 
     def read(numbered: tuple[int, Entry]) -> _Facts:
         return _read_case(numbered[1], names, np.random.default_rng([seed, numbered[0]]))
@@ -171,18 +175,30 @@ def read_fingerprint(
             facts.append(found)
             progress(len(facts), len(entries))
     _check_channels(facts, content["modality"], folder)
-    own_folder = Path(dataset_dir).expanduser()
+    held = [set(fact.structures) if names else {entry["label"]} for fact, entry in zip(facts, entries, strict=True)]
+    _check_values(facts, held, labels, folder)
+    _check_trained(names or labels, held[: len(parts["training"])], held)
     return Fingerprint(
-        dataset=str(folder) if (own_folder / "dataset.json").is_file() else str(dataset_dir),
+        dataset=name_in_config(dataset_dir),
         task=task,
         modality=tuple(content["modality"]),
-        labels={str(value): name for value, name in check_label_map(content["labels"]).items()},
+        labels={str(value): name for value, name in labels.items()},
         cases={part: len(found) for part, found in parts.items()},
-        lateral=tuple(lateral_names(content["labels"])),
+        lateral=tuple(lateral_names(labels)),
         partly_labelled=sum(len(_annotated(entry, names)) < len(names) for entry in entries),
-        class_counts=_count_classes(entries, content["labels"]) if task == "classification" else {},
-        **_summarise(facts, names, entries),
+        class_counts={} if names else {name: held.count({value}) for value, name in labels.items()},
+        **_summarise(facts, names),
     )
+
+
+def name_in_config(dataset_dir: str | Path) -> str:
+    """Return a data set as a plan's config names it: by its absolute folder, or by its name under `data_root()`.
+
+    Raises:
+        TomokitError: when there is none.
+    """
+    folder = find_dataset(dataset_dir)
+    return str(folder) if (Path(dataset_dir).expanduser() / "dataset.json").is_file() else str(dataset_dir)
 
 
 def _task_of(entries: Sequence[Entry], content: Mapping[str, Any], folder: Path) -> str:
@@ -208,11 +224,11 @@ def _read_case(entry: Entry, names: Mapping[int, str], rng: np.random.Generator)
     """Return what one case tells; its label map and one channel at a time are in memory."""
     start = perf_counter()
     structures: dict[int, dict[str, Any]] = {}
+    unknown: list[float] = []
     inside: NDArray[np.intp] | None = None
     label_shape: tuple[int, ...] = ()
     if names:
-        label, affine = _read_oriented(entry["label"])
-        label = label.reshape(label.shape[:3])
+        label, affine, unknown = _read_label(entry, max(names))
         label_shape = label.shape
         structures = _measure_structures(label, voxel_volume_ml(affine), _annotated(entry, names))
         inside = _draw(np.flatnonzero(label), rng)
@@ -220,7 +236,7 @@ def _read_case(entry: Entry, names: Mapping[int, str], rng: np.random.Generator)
     images = [entry["image"]] if isinstance(entry["image"], str) else entry["image"]
     samples: list[tuple[NDArray[np.float32], NDArray[np.float32], float]] = []
     for path in images:
-        image, affine = _read_oriented(path)
+        image, affine = _read_oriented(path, entry["case"])
         if names and image.shape[:3] != label_shape:
             raise TomokitError(
                 f"{entry['case']}: the image has {image.shape[:3]} voxels, its label {label_shape}; "
@@ -231,12 +247,33 @@ def _read_case(entry: Entry, names: Mapping[int, str], rng: np.random.Generator)
     spacing = tuple(round(float(size), 4) for size in voxel_sizes(affine))
     within, everywhere, zeros = (list(column) for column in zip(*samples, strict=True))
     seconds = perf_counter() - start
-    return _Facts(entry["case"], image.shape[:3], spacing, structures, within, everywhere, zeros, seconds)
+    return _Facts(entry["case"], image.shape[:3], spacing, structures, unknown, within, everywhere, zeros, seconds)
 
 
-def _read_oriented(path: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
+def _read_label(entry: Entry, greatest: int) -> tuple[NDArray[np.int32], NDArray[np.float64], list[float]]:
+    """Return a label map turned to RAS, its affine, and which values it holds that are not 0 to `greatest`, now 0."""
+    label, affine = _read_oriented(entry["label"], entry["case"])
+    if label.shape[3:] not in ((), (1,)):
+        raise TomokitError(
+            f"{entry['case']}: its label has {label.shape[3]} channels, shape {label.shape}; store one label map "
+            "(X, Y, Z) with a value for each structure"
+        )
+    label = label.reshape(label.shape[:3])
+    known = (label >= 0) & (label <= greatest)
+    if label.dtype.kind == "f":
+        known &= np.floor(label) == label
+    unknown = [] if known.all() else [float(value) for value in np.unique(label[~known])]
+    return np.where(known, label, 0).astype(np.int32), affine, unknown
+
+
+def _read_oriented(path: str, case: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Return a volume turned to RAS and its affine; the array is a view of what was read."""
     volume = read_volume(path)
+    if volume.array.ndim not in (3, 4):
+        raise TomokitError(
+            f"{case}: {path} has the shape {volume.array.shape}, which is neither (X, Y, Z) nor (X, Y, Z, channels); "
+            "store a volume, a single slice as (X, Y, 1)"
+        )
     turn = io_orientation(volume.affine)
     array = apply_orientation(volume.array, turn)
     return array, volume.affine @ inv_ornt_aff(turn, volume.array.shape[:3])
@@ -247,9 +284,9 @@ def _annotated(entry: Entry, names: Mapping[int, str]) -> list[int]:
     return [value for value in names if value in entry.get("labelled", names)]
 
 
-def _measure_structures(label: NDArray[Any], voxel_ml: float, values: Sequence[int]) -> dict[int, dict[str, Any]]:
+def _measure_structures(label: NDArray[np.int32], voxel_ml: float, values: Sequence[int]) -> dict[int, dict[str, Any]]:
     """Return volume, pieces and place of each structure that a label map holds."""
-    boxes = ndimage.find_objects(label.astype(np.int32, copy=False))
+    boxes = ndimage.find_objects(label)
     found = {}
     for value in values:
         box = boxes[value - 1] if value <= len(boxes) else None
@@ -296,16 +333,42 @@ def _check_channels(facts: Sequence[_Facts], modality: Sequence[str], folder: Pa
     )
 
 
-def _summarise(facts: Sequence[_Facts], names: Mapping[int, str], entries: Sequence[Entry]) -> dict[str, Any]:
+def _check_values(facts: Sequence[_Facts], held: Sequence[set[int]], labels: Mapping[int, str], folder: Path) -> None:
+    """Raise when a label map holds a value, or a case is of a class, that the set does not name."""
+    problems = []
+    for fact, own in zip(facts, held, strict=True):
+        if values := [*fact.unknown, *(value for value in own if value not in labels)]:
+            told = ", ".join(f"{value:g}" for value in values[:SHOWN_VALUES])
+            problems.append(f"{fact.case} has {told}{', …' if len(values) > SHOWN_VALUES else ''}")
+    heading = (
+        f"`labels` of {folder / 'dataset.json'} names {', '.join(map(str, labels))} alone; correct it, or the cases"
+    )
+    if any(fact.unknown for fact in facts):
+        heading += (
+            ". If such a value marks voxels that nobody labelled (255, say), plan a copy of the set in which they are "
+            f"0, and train that plan with --dataset_dir {folder} --ignore_label 255"
+        )
+    raise_problems(heading, problems)
+
+
+def _check_trained(names: Mapping[int, str], training: Sequence[set[int]], everywhere: Sequence[set[int]]) -> None:
+    """Raise when no training case holds a structure, or is of a class."""
+    learnt, known = set().union(*training), set().union(*everywhere)
+    raise_problems(
+        "no training case holds these structures or classes; correct `labels`, or draw another split",
+        [
+            f"{name} ({value}), {'which validation cases hold' if value in known else 'nor does a validation case'}"
+            for value, name in names.items()
+            if value not in learnt
+        ],
+    )
+
+
+def _summarise(facts: Sequence[_Facts], names: Mapping[int, str]) -> dict[str, Any]:
     """Return the fields of the fingerprint that are taken over all cases."""
     shapes = np.array([fact.shape for fact in facts], float)
     spacings = np.array([fact.spacing for fact in facts])
     channels = range(len(facts[0].inside))
-    structures = [_join(value, name, facts) for value, name in names.items()]
-    raise_problems(
-        "no training or validation case holds these structures; correct `labels`, or draw another split",
-        [f"{names[value]} ({value})" for value, found in zip(names, structures, strict=True) if found is None],
-    )
     return {
         "shape": _spread(shapes),
         "spacing": _spread(spacings),
@@ -313,7 +376,7 @@ def _summarise(facts: Sequence[_Facts], names: Mapping[int, str], entries: Seque
         "inside": tuple(_intensity([fact.inside[channel] for fact in facts]) for channel in channels),
         "everywhere": tuple(_intensity([fact.everywhere[channel] for fact in facts]) for channel in channels),
         "zero_share": tuple(_round(np.median([fact.zero_share[channel] for fact in facts])) for channel in channels),
-        "structures": tuple(found for found in structures if found is not None),
+        "structures": tuple(_join(value, name, facts) for value, name in names.items()),
         "read_seconds": _round(np.median([fact.seconds for fact in facts])),
         "per_case": tuple(_tell_case(fact, names) for fact in facts),
     }
@@ -330,11 +393,9 @@ def _tell_case(fact: _Facts, names: Mapping[int, str]) -> dict[str, Any]:
     }
 
 
-def _join(value: int, name: str, facts: Sequence[_Facts]) -> Structure | None:
-    """Return one structure over the cases that have it, None where none has."""
+def _join(value: int, name: str, facts: Sequence[_Facts]) -> Structure:
+    """Return one structure over the cases that have it, of which there is one at least."""
     found = [fact.structures[value] for fact in facts if value in fact.structures]
-    if not found:
-        return None
     volumes = [item["ml"] for item in found]
     offsets = np.array([item["offset"] for item in found])
     return Structure(
@@ -366,11 +427,6 @@ def _spread(values: NDArray[np.float64]) -> Spread:
     """Return how (cases, axes) values spread."""
     levels = np.percentile(values, (0, 10, 50, 90, 100), axis=0)
     return Spread(*(_rounded(level) for level in levels))
-
-
-def _count_classes(entries: Sequence[Entry], labels: Mapping[str, str]) -> dict[str, int]:
-    """Return how many cases each class has."""
-    return {name: sum(int(value) == entry["label"] for entry in entries) for value, name in labels.items()}
 
 
 def _rounded(values: NDArray[Any]) -> tuple[float, ...]:

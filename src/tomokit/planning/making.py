@@ -1,6 +1,7 @@
 """The plan: read the set, choose, measure, choose again with what was measured, write the bundle."""
 
 import math
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,11 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from tomokit.datasets import Entry, select_cases
-from tomokit.errors import TomokitError
-from tomokit.planning.fingerprint import Fingerprint, read_fingerprint
+from tomokit.datasets import Entry, misread, select_cases
+from tomokit.errors import TomokitError, raise_problems
+from tomokit.planning.fingerprint import Fingerprint, name_in_config, read_fingerprint
 from tomokit.planning.images import choose_image
-from tomokit.planning.measuring import default_memory_gb, describe_device, measure_training
+from tomokit.planning.measuring import default_memory_gb, describe_device, measure_training, within_memory
 from tomokit.planning.network import image_gmacs, step_gmacs
 from tomokit.planning.rules import (
     Budget,
@@ -67,17 +68,19 @@ def make_plan(
     Args:
         dataset_dir: a data set's folder or name.
         out: the bundle's folder.
-        memory_gb: what a training step may take (default: the GPU's memory, or half of what is free).
+        memory_gb: what a training step may take (default: most of what is free on the GPU, or half of what is free).
         minutes: for everything from the files to the last prediction on this machine; None sets no limit.
         split: the split file.
         fold: the fold whose training and validation cases are read.
         seed: draws the split where there is none, and the voxels that are looked at.
 
     Raises:
-        TomokitError: when the data can't be used, `out` holds something else, or memory or minutes are too few.
+        TomokitError: when the data can't be used, `out` holds something else or has a name that make or a config
+            can't take, or memory or minutes are too few.
     """
-    out = Path(out)
+    out = Path(out) if Path(out).name.strip(".") else Path(out).resolve()  # the bundle takes its name from the folder
     _check_budget(memory_gb, minutes)
+    _check_names(dataset_dir, out, split)
     check_target(out)
     parts = select_cases(dataset_dir, split, fold, seed)
     with _shown() as progress:
@@ -143,7 +146,8 @@ def _settle(
         if _sizes(choices) == _sizes(before):
             break  # as measured
         write_bundle(places, fingerprint, choices, given)
-        timing = measure_training(places[0] / "configs" / "train.yaml", parts["training"], parts["validation"])
+        with within_memory(budget.memory_gb):
+            timing = measure_training(places[0] / "configs" / "train.yaml", parts["training"], parts["validation"])
         advance()
         if target is None or CLOSE * target <= timing.step <= target:
             break
@@ -157,7 +161,7 @@ def _settle(
 
 def _sizes(choices: Mapping[str, Choice]) -> list[Any]:
     """Return what of a plan decides the time of a step."""
-    keys = ("spacing", "patch_size", "image_size", "batch_size", "network_def::filters")
+    keys = ("spacing", "patch_size", "image_size", "batch_size", "filters", "network_def::network::block_inplanes")
     return [choices[key].value for key in keys if key in choices]
 
 
@@ -168,7 +172,8 @@ def _choose(fingerprint: Fingerprint, budget: Budget) -> tuple[dict[str, Choice]
         chosen = choose_image(fingerprint, budget)
         width = chosen["network_def::network::block_inplanes"].value
         work = image_gmacs(chosen["image_size"].value, chosen["batch_size"].value, width[0])
-        return {**chosen, **intensity, "learning_rate": choose_learning_rate(width, ADAMW_RATE)}, work, 1.0
+        others = {"flip_axes": choose_flips(fingerprint), "learning_rate": choose_learning_rate(width, ADAMW_RATE)}
+        return {**chosen, **intensity, **others}, work, 1.0
     geometry = choose_geometry(fingerprint, budget)
     sizes = len(fingerprint.modality), len(fingerprint.labels)
     work = step_gmacs(geometry.patch_size.value, geometry.stages, geometry.batch_size.value, *sizes)
@@ -182,12 +187,14 @@ def _segmentation(fingerprint: Fingerprint, geometry: Geometry, budget: Budget) 
         "patch_size": geometry.patch_size,
         "minimum_size": Choice(geometry.patch_size.value, "the patch: smaller volumes are padded to it"),
         "batch_size": geometry.batch_size,
-        **explain_network(geometry.stages, geometry.spacing.value, budget.cuda),
+        **explain_network(geometry.stages, budget.cuda),
         "flip_axes": choose_flips(fingerprint),
         "foreground_share": choose_foreground_share(fingerprint),
         "overlap": choose_overlap(fingerprint, geometry),
         "learning_rate": choose_learning_rate(geometry.stages.filters, MUON_RATE),
-        **choose_partial(fingerprint, read_packaged(fingerprint.task)),
+        **choose_partial(
+            fingerprint, read_packaged(fingerprint.task), read_packaged(fingerprint.task, "modes/partly_labelled")
+        ),
     }
 
 
@@ -196,6 +203,17 @@ def _check_budget(memory_gb: float | None, minutes: float | None) -> None:
     for name, value in (("--memory", memory_gb), ("--minutes", minutes)):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise TomokitError(f"{name} must be a positive number, got {value}")
+
+
+def _check_names(dataset_dir: str | Path, out: Path, split: str | Path) -> None:
+    """Raise when the config can't hold the name of the data set or the split, or make and a shell not that of `out`."""
+    given = {"the data set": name_in_config(dataset_dir), "--split": str(split)}
+    problems = [f"{name} {text!r}: {told}; rename it" for name, text in given.items() if (told := misread(text))]
+    if strange := sorted(set(re.findall(r"[^\w@%+=:,./-]", str(out)))):
+        problems.append(
+            f"--out {str(out)!r} holds {' '.join(map(repr, strange))}, which make or a shell would not take"
+        )
+    raise_problems("a plan can't be made with these names", problems)
 
 
 def _shown() -> Progress:

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,8 +16,10 @@ from monai.bundle import ConfigParser
 
 from tomokit.caching import free_memory
 from tomokit.datasets import Entry
+from tomokit.errors import TomokitError
 from tomokit.planning.schedule import Timing
 
+GPU_SHARE = 0.9  # of what is free; the rest is for whole volumes in validation and the allocator's gaps
 STEPS = 24
 LEAST_TIMED = 3
 ENOUGH_SECONDS = 6.0
@@ -24,10 +27,30 @@ ENDLESS = 1_000_000  # epochs: the measurement stops itself
 
 
 def default_memory_gb() -> float:
-    """Return what a plan may take where no memory is given: the GPU's, or half of what is free, in GB."""
+    """Return what a plan may take where no memory is given, in GB: most of a GPU's free memory, or half of a CPU's."""
     if torch.cuda.is_available():
-        return float(torch.cuda.get_device_properties(0).total_memory / 1e9)
+        free, _ = torch.cuda.mem_get_info(0)
+        return GPU_SHARE * free / 1e9
     return free_memory() / 2e9
+
+
+@contextlib.contextmanager
+def within_memory(memory_gb: float) -> Iterator[None]:
+    """Turn what torch raises where memory runs out into a text that says what to do.
+
+    Raises:
+        TomokitError: which names the memory that the plan was to keep to.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # of which torch.OutOfMemoryError is one; a CPU's allocator has no kind of its own
+        text = str(error.__cause__ or error).partition("\n")[0]  # the cause, where MONAI was building a component
+        if not re.search(r"out of memory|can't allocate|ALLOC_FAILED", text):
+            raise
+        raise TomokitError(
+            f"a step that was to keep to {memory_gb:.3g} GB ran out of memory ({text[:200]}); give a lower --memory, "
+            "or end what else takes the device's memory"
+        ) from error
 
 
 def describe_device() -> dict[str, Any]:

@@ -62,6 +62,20 @@ def image_gmacs(size: Sequence[int], batch: int, first: int) -> float:
     return 3 * batch * math.prod(size) / 8 * 27 * first * (1 + 4 * first) / 1e9
 
 
+def image_memory_gb(size: Sequence[int], batch: int, first: int, channels: int, cuda: bool) -> float:
+    """Return about how much memory a step of the packaged ResNet with `first` filters takes, in GB.
+
+    Each convolution keeps what it gave, and what the norm made of it where an activation follows. The first one, on
+    half the grid, and its block: six maps. Each later block, on half the grid and twice as wide, has a convolution on
+    its way around too: five.
+    """
+    voxels = math.prod(size)
+    maps = sum((6 if stage == 0 else 5) * first * 2**stage / 8 ** (stage + 1) for stage in range(4))
+    weights = first * (27 * channels + 54 * first + 164 * first * (1 + 4 + 16))
+    stored = batch * voxels * (maps + channels)
+    return (stored * (GPU_BYTES if cuda else CPU_BYTES) + STATE_BYTES * weights) / 1e9
+
+
 def stored_values(patch: Sequence[int], stages: Stages, channels: int, classes: int) -> int:
     """Return how many values one patch keeps between forward and backward.
 

@@ -5,15 +5,16 @@ where these differ and why.
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tomokit.errors import TomokitError
-from tomokit.planning.fingerprint import ZERO_SHARE, Fingerprint
+from tomokit.planning.fingerprint import ZERO_SHARE, Fingerprint, Structure
 from tomokit.planning.network import Shape, Stages, memory_gb, step_gmacs
 
-CT = ("CT", "CBCT")
-BODY = ("CT", "CBCT", "MR", "PET", "PT", "T1", "T2", "FLAIR", "ADC", "DWI", "SPECT")  # how such modalities begin
+CT = {"CT", "CBCT", "CCTA", "CECT", "CTA", "CTPA", "HRCT", "LDCT", "MDCT", "NCCT"}  # words for scans in HU
+OTHER = ("MR", "PET", "PT", "T1", "T2", "FLAIR", "ADC", "DWI", "SPECT")  # how words for a body's other scans begin
 ANISOTROPIC = 3.0  # a coarsest axis this many times the next is planned apart
 THIN = 3  # an axis with no more voxels is not convolved
 LEAST_FEATURES = 4  # voxels an axis keeps in the deepest stage
@@ -26,6 +27,8 @@ VOXELS_ACROSS = 6.0  # of the smallest structure's typical piece, at the least
 SET_SHARE = 0.05  # of the set's voxels, the most in one batch
 MOST_IN_BATCH = {False: 2, True: 16}  # on a CPU more steps are worth more than more in a step (docs/experiments.md)
 MANY_FILTERS = 32
+SAME_HALF = 0.85  # of the cases: a structure in one half in more of them keeps to one side
+OFF_MIDDLE = 0.05  # of the extent: a centre that is no farther away lies in no half
 
 
 class Choice(NamedTuple):
@@ -143,17 +146,24 @@ def _fit(fingerprint: Fingerprint, spacing: Choice, budget: Budget) -> Geometry:
     shape = size_at(fingerprint, spacing.value)
     channels, classes = len(fingerprint.modality), len(fingerprint.labels)
     memory, patch, stages = math.inf, shape, Stages((), (), ())
+    largest, bound = None, ""
     for patch, stages in _candidates(shape, spacing.value, budget.cuda):
+        largest = largest or patch
         memory = memory_gb(patch, stages, 2, channels, classes, budget.cuda)
-        if memory <= budget.memory_gb and _in_time(patch, stages, 2, channels, classes, budget):
+        affordable = memory <= budget.memory_gb
+        if affordable and _in_time(patch, stages, 2, channels, classes, budget):
             break
+        bound = f"as much as the {'time of a step' if affordable else 'memory'} allows"
+    else:
+        bound = "the smallest there is: a step has no time for more"
     if memory > budget.memory_gb:
         raise TomokitError(
-            f"{budget.memory_gb:.3g} GB are too few: two patches of {_times(patch)} voxels, the smallest, need about "
+            f"{budget.memory_gb:.3g} GB are too few: two patches of {times(patch)} voxels, the smallest, need about "
             f"{memory:.2g} GB; give at least --memory {memory * 1.05:.2g}"
         )
     batch = _choose_batch(patch, stages, fingerprint, shape, budget)
-    return Geometry(spacing, Choice(patch, _patch_reason(patch, shape, memory, budget)), stages, batch)
+    reason = _patch_reason(patch, shape, memory, budget, "" if patch == largest else bound)
+    return Geometry(spacing, Choice(patch, reason), stages, batch)
 
 
 def _candidates(shape: Shape, spacing: Sequence[float], cuda: bool) -> Iterator[tuple[Shape, Stages]]:
@@ -161,7 +171,8 @@ def _candidates(shape: Shape, spacing: Sequence[float], cuda: bool) -> Iterator[
     patches = _patches(shape, spacing)
     for first, least in ((32, LEAST_EDGE),) if cuda else ((16, GOOD_EDGE), (8, GOOD_EDGE), (8, LEAST_EDGE)):
         for patch in patches:
-            if all(edge >= min(least, length) for edge, length in zip(patch, shape, strict=True)):
+            # the largest patch always will do: a volume of 17 voxels is rounded down to 16
+            if all(edge >= min(least, most) for edge, most in zip(patch, patches[0], strict=True)):
                 yield patch, choose_stages(patch, spacing, first, cuda)
 
 
@@ -244,19 +255,20 @@ def choose_stages(patch: Sequence[int], spacing: Sequence[float], first: int, cu
     return Stages(tuple(strides), tuple(kernels), filters)
 
 
-def explain_network(stages: Stages, spacing: Sequence[float], cuda: bool) -> dict[str, Choice]:
+def explain_network(stages: Stages, cuda: bool) -> dict[str, Choice]:
     """Return the network's numbers with their reasons, by their keys in the config."""
-    coarse = any(1 in kernel for kernel in stages.kernels)
-    alike = "all axes are about as fine, so all are convolved and halved alike"
-    apart = "an axis that is coarse or thin is neither convolved nor halved until the others are within twice as coarse"
+    apart = any(1 in kernel for kernel in stages.kernels)
+    convolved = "1 along an axis that is thin, or coarse until the others are within twice as coarse"
+    uneven = any(len(set(stride)) > 1 for stride in stages.strides)
+    halved = "an axis is left alone while it is twice as coarse as the finest, or too short" if uneven else "all alike"
     where = "a GPU" if cuda else "a CPU"
     least = f"{LEAST_FEATURES} voxels of each axis stay in the deepest stage"
     return {
-        "network_def::kernel_size": Choice(stages.kernels, apart if coarse else alike),
-        "network_def::strides": Choice(stages.strides, f"halved while {least}; {apart if coarse else alike}"),
-        "network_def::filters": Choice(
+        "filters": Choice(
             stages.filters, f"doubled per stage from {stages.filters[0]} to {max(stages.filters)}, what {where} bears"
         ),
+        "strides": Choice(stages.strides, f"halved while {least}; {halved}"),
+        "kernel_size": Choice(stages.kernels, convolved if apart else "3 along all axes, which are about as fine"),
     }
 
 
@@ -264,27 +276,34 @@ def _choose_batch(patch: Shape, stages: Stages, fingerprint: Fingerprint, shape:
     """Return the batch size: two, more where memory and time are left and a batch stays a small part of the set."""
     channels, classes = len(fingerprint.modality), len(fingerprint.labels)
     cases = fingerprint.cases["training"]
-    share = int(SET_SHARE * cases * math.prod(shape) / math.prod(patch))
-    most = max(2, min(share, cases // 4, MOST_IN_BATCH[budget.cuda]))
-    batch = max(
-        (
-            count
-            for count in range(2, most + 1)
-            if memory_gb(patch, stages, count, channels, classes, budget.cuda) <= budget.memory_gb
-            and _in_time(patch, stages, count, channels, classes, budget)
-        ),
-        default=2,
-    )
-    bound = f"at most {SET_SHARE:.0%} of the set's voxels" if most == max(2, share) else "what the budget allows"
+    greatest = MOST_IN_BATCH[budget.cuda]
+    bounds = {
+        f"{greatest}{'' if budget.cuda else ' on a CPU, where more steps are worth more'}": greatest,
+        f"{SET_SHARE:.0%} of the set's voxels": int(SET_SHARE * cases * math.prod(shape) / math.prod(patch)),
+        f"a quarter of the {cases} training cases": cases // 4,
+    }
+    tightest = min(bounds, key=lambda name: bounds[name])
+    bound = f"{'at most' if bounds[tightest] >= 2 else 'though that is over'} {tightest}"
+    batch = 2
+    while batch < bounds[tightest]:
+        if memory_gb(patch, stages, batch + 1, channels, classes, budget.cuda) > budget.memory_gb:
+            bound = "the memory allows no more"
+            break
+        if not _in_time(patch, stages, batch + 1, channels, classes, budget):
+            bound = "the time of a step allows no more"
+            break
+        batch += 1
     return Choice(batch, f"at least 2, so that a step sees two cases; {bound}")
 
 
-def _patch_reason(patch: Shape, shape: Shape, memory: float, budget: Budget) -> str:
-    """Return why the patch is so large and no larger."""
+def _patch_reason(patch: Shape, shape: Shape, memory: float, budget: Budget, bound: str) -> str:
+    """Return why the patch is so large and no larger; `bound` tells what allowed no larger one, if anything did."""
     seen = _share(patch, shape)
     size = "the whole of" if seen == 1 else f"{seen:.0%} of"
-    bound = "as much as the memory allows" if budget.gmacs is None else "as much as the time of a step allows"
-    text = f"{size} the median volume of {_times(shape)} voxels{'' if seen == 1 else ', ' + bound}"
+    if not bound:
+        rounded_alone = all(edge > 0.9 * length for edge, length in zip(patch, shape, strict=True))
+        bound = "rounded to what can be halved" if rounded_alone else "a cube of 256³ voxels at the most"
+    text = f"{size} the median volume of {times(shape)} voxels{'' if seen == 1 else ', ' + bound}"
     text += f"; two patches take about {memory:.2g} of {budget.memory_gb:.3g} GB"
     return text if seen >= COVERED or not budget.cuda else f"{text}; compare with a plan at a coarser spacing"
 
@@ -292,17 +311,33 @@ def _patch_reason(patch: Shape, shape: Shape, memory: float, budget: Budget) -> 
 # Intensities and augmentation
 
 
+def is_ct(kind: str) -> bool:
+    """Return whether a channel's kind, such as "CT", "CTA" or "CT portal", is in HU; "PET/CT" is not."""
+    words = _words(kind)
+    return bool(CT.intersection(words)) and not any(word.startswith(OTHER) for word in words)
+
+
+def is_body(kind: str) -> bool:
+    """Return whether a channel's kind is a scan of a body, which has a front, a back, a head and feet."""
+    return is_ct(kind) or any(word.startswith(OTHER) for word in _words(kind))
+
+
+def _words(kind: str) -> list[str]:
+    """Return the words of a channel's kind in upper case."""
+    return re.findall("[A-Z0-9]+", kind.upper())
+
+
 def choose_intensity(fingerprint: Fingerprint) -> Choice:
     """Return MONAI's transform of the intensities, as a component."""
-    kinds = [kind.upper() for kind in fingerprint.modality]
-    if all(kind in CT for kind in kinds):
+    kinds = fingerprint.modality
+    if all(map(is_ct, kinds)):
         return _window(fingerprint)
     nonzero = all(share > ZERO_SHARE for share in fingerprint.zero_share)
     component: dict[str, Any] = {"_target_": "NormalizeIntensityd", "keys": "image"}
     component |= {"channel_wise": True} if len(kinds) > 1 else {}
     component |= {"nonzero": True} if nonzero else {}
-    reason = "an MRI signal has no unit, so each volume is brought to mean 0 and deviation 1"
-    if any(kind in CT for kind in kinds):
+    reason = "only HU are the same in every scan, so each volume is brought to mean 0 and deviation 1"
+    if any(map(is_ct, kinds)):
         reason = (
             "channels of several kinds: each by itself to mean 0 and deviation 1; a window would act on all of them"
         )
@@ -334,23 +369,29 @@ def choose_flips(fingerprint: Fingerprint) -> Choice:
     """Return the axes along which a mirror image could be another case of the set."""
     if fingerprint.lateral:
         return Choice([], f"{fingerprint.lateral[0]!r} tells a side, which a mirror image would swap")
-    body = all(kind.upper().startswith(BODY) for kind in fingerprint.modality)
+    body = all(map(is_body, fingerprint.modality))
     axes = [0] if body else [axis for axis in range(3) if fingerprint.shape.median[axis] > THIN]
-    sided = {axis: name for axis in axes for name in _sided(fingerprint, axis)}
+    sided = {axis: structure for axis in axes for structure in _sided(fingerprint, axis)}
     kept = [axis for axis in axes if axis not in sided]
-    told = [f"{name} lies on one side along {'xyz'[axis]}" for axis, name in sided.items()]
+    told = [
+        f"{structure.name} lies in the same half along {'xyz'[axis]} in nearly all cases, "
+        f"{abs(structure.offset[axis]):.0%} of the extent off the middle"
+        for axis, structure in sided.items()
+    ]
     if kept:
-        told.insert(0, f"no structure keeps to one side along {', '.join('xyz'[axis] for axis in kept)}")
+        held = "no structure keeps to one side" if fingerprint.structures else "no class names a side"
+        told.insert(0, f"{held} along {', '.join('xyz'[axis] for axis in kept)}")
     told += ["front and back, head and feet are never alike"] if body else []
     return Choice(kept, "; ".join(told))
 
 
-def _sided(fingerprint: Fingerprint, axis: int) -> list[str]:
-    """Return the structures that keep to one half of the volume along an axis."""
+def _sided(fingerprint: Fingerprint, axis: int) -> list[Structure]:
+    """Return the structures that keep to one half of the volume along an axis, and off its middle."""
     return [
-        structure.name
+        structure
         for structure in fingerprint.structures
-        if abs(structure.offset[axis]) > 0.05 and not 0.15 <= structure.upper_share[axis] <= 0.85
+        if abs(structure.offset[axis]) > OFF_MIDDLE
+        and max(structure.upper_share[axis], 1 - structure.upper_share[axis]) > SAME_HALF
     ]
 
 
@@ -360,7 +401,8 @@ def choose_foreground_share(fingerprint: Fingerprint) -> Choice:
     # a third where it fills a tenth of the volume, two thirds where a thousandth
     level = (-1 - math.log10(max(smallest.share, 1e-9))) / 2
     share = round(0.33 + 0.34 * min(1.0, max(0.0, level)), 2)
-    return Choice(share, f"{smallest.name} fills {smallest.share:.2%} of a volume, and chance would seldom meet it")
+    chance = "would seldom meet it" if level > 0 else "meets it often"
+    return Choice(share, f"{smallest.name} fills {smallest.share:.2%} of a volume, and chance {chance}")
 
 
 def choose_overlap(fingerprint: Fingerprint, geometry: Geometry) -> Choice:
@@ -371,23 +413,25 @@ def choose_overlap(fingerprint: Fingerprint, geometry: Geometry) -> Choice:
     return Choice(0.5, "each voxel is seen by several windows, and by the middle of one")
 
 
-def choose_partial(fingerprint: Fingerprint, packaged: Mapping[str, Any]) -> dict[str, Choice]:
-    """Return the keys that a set with partly annotated cases needs, made from those of the packaged config."""
+def choose_partial(
+    fingerprint: Fingerprint, packaged: Mapping[str, Any], layer: Mapping[str, Any]
+) -> dict[str, Choice]:
+    """Return the keys that a set with partly annotated cases needs: those of the packaged layer for such sets.
+
+    The packaged config has no place for the layer's `mark`, which thus is one of the steps of the preparation.
+    """
     if not fingerprint.partly_labelled:
         return {}
-    mark = {"_target_": "tomokit.regions.MarkUnlabelledd", "keys": "label", "num_classes": "$len(@labels)"}
-    hide = {"_target_": "tomokit.regions.HideUnknownd", "keys": "pred", "num_classes": "$len(@labels)"}
-    train, validate = packaged["train"], packaged["validate"]
-    steps = list(train["preparation"]["transforms"])
-    found = [number for number, step in enumerate(steps) if "ClassesToIndices" in step["_target_"]]
-    steps.insert(found[-1] + 1 if found else 0, mark)
-    both = {"_target_": "Compose", "transforms": [validate["postprocessing"], hide]}
+    steps = [*packaged["train"]["preparation"]["transforms"], layer["mark"]]
+    checked = dict(layer["validate::preprocessing"])
+    checked["transforms"] = checked["transforms"].replace("@mark", f"@train::preparation::transforms::{len(steps) - 1}")
     why = f"{fingerprint.partly_labelled} cases are annotated in part, and what was not annotated is no background"
     return {
+        "partly_labelled": Choice(
+            layer["partly_labelled"], f"{why}: the unknown classes' probabilities join the background's"
+        ),
         "train::preparation::transforms": Choice(steps, why),
-        "partly_labelled": Choice(True, f"{why}: the unknown classes' probabilities join the background's"),
-        "validate::preprocessing": Choice({"_target_": "Compose", "transforms": ["@preprocessing", mark]}, why),
-        "validate::postprocessing": Choice(both, f"{why}: it is not scored"),
+        "validate::preprocessing": Choice(checked, f"{why}: it is not scored"),
     }
 
 
@@ -405,12 +449,12 @@ def rounded(spacing: Sequence[float]) -> tuple[float, ...]:
 
 def in_mm(spacing: Sequence[float]) -> str:
     """Return a spacing as readable text."""
-    return f"{_times(spacing)} mm"
+    return f"{times(spacing)} mm"
 
 
-def _times(values: Sequence[float]) -> str:
+def times(values: Sequence[float]) -> str:
     """Return numbers with × between them."""
-    return " × ".join(f"{value:.3g}" for value in values)
+    return " × ".join(f"{value:.4g}" for value in values)
 
 
 def plain(value: Any) -> Any:

@@ -14,6 +14,7 @@ MARGIN = 0.92  # of the minutes; the rest is for what differs from run to run
 VALIDATIONS = (10, 7, 5, 4, 3, 2)
 VALIDATION_SHARE = 0.1  # of the minutes
 MOST_STEPS = {False: 10_000, True: 100_000}  # by whether there is a GPU
+USUAL_BATCH = {"segmentation": 2, "classification": 8}  # before the batch is chosen
 CPU_STEP_SECONDS = 1.0  # where no time is set
 
 
@@ -26,30 +27,37 @@ class Timing(NamedTuple):
     start: float = 10.0
 
 
+def least_steps(fingerprint: Fingerprint, batch: int) -> int:
+    """Return how many steps a training has at the least: those that a network needs, and a whole epoch."""
+    return max(LEAST_STEPS[fingerprint.task], math.ceil(fingerprint.cases["training"] / batch))
+
+
 def wanted_steps(fingerprint: Fingerprint, batch: int, cuda: bool, seen: float = 1.0) -> int:
     """Return how many steps the set is worth: so many passes, more where a patch sees a part of a volume."""
     passes, least = PASSES[fingerprint.task] / math.sqrt(seen), 2 * LEAST_STEPS[fingerprint.task]
-    return int(min(MOST_STEPS[cuda], max(least, passes * fingerprint.cases["training"] / batch)))
+    wanted = min(MOST_STEPS[cuda], max(least, passes * fingerprint.cases["training"] / batch))
+    return max(int(wanted), least_steps(fingerprint, batch))
 
 
 def step_target_seconds(minutes: float | None, fingerprint: Fingerprint, reserved: float, cuda: bool) -> float | None:
     """Return how long a step may take so that enough of them fit; None where time is no bound."""
     if minutes is None:
         return None if cuda else CPU_STEP_SECONDS
-    least = 1.1 * LEAST_STEPS[fingerprint.task]
-    steps = min(wanted_steps(fingerprint, 2, cuda), max(least, STEPS_PER_MINUTE * minutes))
-    return max(0.0, 60 * MARGIN * minutes - reserved) / steps
+    batch = USUAL_BATCH[fingerprint.task]
+    steps = min(wanted_steps(fingerprint, batch, cuda), STEPS_PER_MINUTE * minutes)
+    return max(0.0, 60 * MARGIN * minutes - reserved) / max(steps, 1.1 * least_steps(fingerprint, batch))
 
 
 def reserved_seconds(fingerprint: Fingerprint, timing: Timing, validations: int) -> float:
     """Return the time that is not training: start, check, reading, validation and the test cases' prediction."""
     learnt = fingerprint.cases["training"] + fingerprint.cases["validation"]
     checked = learnt + fingerprint.cases["test"]
+    passes = validations + (fingerprint.task == "segmentation")  # its postprocessing is chosen on the validation cases
     return (
         2 * timing.start  # of training and of prediction
         + timing.case * learnt
         + fingerprint.read_seconds * checked / 2
-        + timing.validation_case * validations * fingerprint.cases["validation"]
+        + timing.validation_case * passes * fingerprint.cases["validation"]
         + (timing.case + timing.validation_case) * fingerprint.cases["test"]
     )
 
@@ -66,37 +74,40 @@ def choose_schedule(
     steps, validations = wanted_steps(fingerprint, batch, budget.cuda, seen), VALIDATIONS[0]
     told = f"{steps} steps are what {fingerprint.cases['training']} training cases are worth"
     if budget.minutes is not None:
-        most, validations = _steps_that_fit(fingerprint, budget.minutes, timing)
+        most, validations = _steps_that_fit(fingerprint, batch, budget.minutes, timing)
         if most < steps:
             told = f"{most} steps of {timing.step:.2g} s, measured, fit into {budget.minutes:g} minutes"
         steps = min(steps, most)
+    epochs = steps // per_epoch
+    interval = math.ceil(epochs / validations)
+    validations = math.ceil(epochs / interval)  # the last epoch is validated, whatever the interval
+    if budget.minutes is not None:
         left = reserved_seconds(fingerprint, timing, validations)
         told += f", beside {left:.0f} s for start, reading, {validations} validations and prediction"
-    epochs = max(1, steps // per_epoch)
-    interval = max(1, epochs // validations)
     cost = timing.validation_case * fingerprint.cases["validation"]
     return {
         "epochs": Choice(epochs, f"{told}; an epoch has {per_epoch} steps"),
-        "val_interval": Choice(interval, f"{epochs // interval} validations of {cost:.2g} s each"),
+        "val_interval": Choice(interval, f"{validations} validations of {cost:.2g} s each"),
     }
 
 
-def _steps_that_fit(fingerprint: Fingerprint, minutes: float, timing: Timing) -> tuple[int, int]:
-    """Return how many steps and validations fit into the minutes.
+def _steps_that_fit(fingerprint: Fingerprint, batch: int, minutes: float, timing: Timing) -> tuple[int, int]:
+    """Return how many steps fit into the minutes, and beside how many validations.
 
     Raises:
-        TomokitError: when fewer steps fit than a network needs.
+        TomokitError: when fewer steps fit than a network needs, or than an epoch has.
     """
-    least, validated = LEAST_STEPS[fingerprint.task], timing.validation_case * fingerprint.cases["validation"]
-    rare = [count for count in VALIDATIONS if count * validated <= VALIDATION_SHARE * 60 * minutes]
-    validations = rare[0] if rare else VALIDATIONS[-1]
-    seconds = 60 * MARGIN * minutes
-    steps = int((seconds - reserved_seconds(fingerprint, timing, validations)) / timing.step)
-    if steps >= least:
-        return steps, validations
+    seconds, least = 60 * MARGIN * minutes, least_steps(fingerprint, batch)
+    fitting = {
+        count: int((seconds - reserved_seconds(fingerprint, timing, count)) / timing.step) for count in VALIDATIONS
+    }
+    cost = timing.validation_case * fingerprint.cases["validation"]
+    for count, steps in fitting.items():
+        if steps >= least and (count * cost <= VALIDATION_SHARE * 60 * minutes or count == VALIDATIONS[-1]):
+            return steps, count
     needed = (least * timing.step + reserved_seconds(fingerprint, timing, VALIDATIONS[-1])) / (60 * MARGIN)
     raise TomokitError(
         f"{minutes:g} minutes are too few for {fingerprint.dataset}: reading, validation and prediction leave "
-        f"{max(0, steps)} steps of {timing.step:.2g} s, and a network needs {least}; "
-        f"give at least --minutes {math.ceil(needed + 0.5)}"
+        f"{max(0, fitting[VALIDATIONS[-1]])} steps of {timing.step:.2g} s, and {least} are needed, for a network and a "
+        f"whole epoch; give at least --minutes {math.ceil(needed + 0.5)}"
     )

@@ -15,7 +15,7 @@ from tomokit.bundles import find_bundle
 from tomokit.errors import TomokitError, raise_problems
 from tomokit.files import read_json, write_json, write_text
 from tomokit.planning.fingerprint import Fingerprint
-from tomokit.planning.rules import Choice, plain
+from tomokit.planning.rules import Choice, is_ct, plain
 
 WIDTH = 120
 FILES = ("configs/evaluate.yaml", "configs/inference.yaml", "configs/logging.conf")
@@ -34,15 +34,27 @@ def check_target(out: Path) -> None:
 
 
 def put_in_place(staged: Path, out: Path) -> Path | None:
-    """Move a written bundle to its place and return where an earlier plan there was moved to, if there was one."""
+    """Move a written bundle to its place and return where an earlier plan there was moved to, if there was one.
+
+    Raises:
+        TomokitError: when the earlier plan can't be moved aside.
+    """
     check_target(out)
-    earlier = _free_name(out) if out.is_dir() and any(out.iterdir()) else None
-    if earlier:
-        out.rename(earlier)
-    elif out.is_dir():
-        out.rmdir()
-    staged.rename(out)
-    return earlier
+    earlier = None
+    if out.is_dir() and any(out.iterdir()):
+        earlier = _free_name(out)
+        try:
+            out.rename(earlier)
+        except OSError as error:
+            raise TomokitError(
+                f"the earlier plan {out} can't be moved to {earlier} ({error.strerror}); give another --out"
+            ) from error
+    if not out.is_dir():
+        staged.rename(out)
+        return earlier
+    for item in staged.iterdir():  # an empty folder stays: it may be a mount point, or where the user is
+        shutil.move(item, out / item.name)
+    return None
 
 
 def _free_name(folder: Path) -> Path:
@@ -82,14 +94,14 @@ def write_bundle(
     for file in FILES:
         write_text(folder / file, place((packaged / file).read_text(encoding="utf-8")))
     write_json(folder / "configs" / "metadata.json", _fit_metadata(packaged, fingerprint, choices))
-    write_json(folder / "fingerprint.json", asdict(fingerprint))
+    write_json(folder / "fingerprint.json", asdict(fingerprint) | {"anisotropy": fingerprint.anisotropy})
     write_json(folder / "plan.json", {key: plain(choice._asdict()) for key, choice in choices.items()})
     write_text(folder / "docs" / "README.md", _readme(out, fingerprint, choices))
 
 
-def read_packaged(task: str) -> dict[str, Any]:
-    """Return the packaged `train.yaml` of a task, as YAML holds it."""
-    text = (find_bundle(task) / "configs" / "train.yaml").read_text(encoding="utf-8")
+def read_packaged(task: str, name: str = "train") -> dict[str, Any]:
+    """Return a packaged config of a task, such as "train" or the layer "modes/partly_labelled", as YAML holds it."""
+    text = (find_bundle(task) / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
     return dict(yaml.safe_load(text))
 
 
@@ -178,12 +190,22 @@ def _fit_metadata(packaged: Path, fingerprint: Fingerprint, choices: Mapping[str
     image = content["network_data_format"]["inputs"]["image"]
     image |= {"num_channels": len(kinds), "modality": ", ".join(kinds), "spatial_shape": list(size.value)}
     image |= {"channel_def": {str(number): kind for number, kind in enumerate(kinds)}}
-    image |= {} if kinds == ["CT"] else {"format": "magnitude"}
+    image |= {"format": "hounsfield" if all(map(is_ct, kinds)) else "magnitude"}
+    image["value_range"], told = _value_range(choices["intensity"].value)
+    content["image_classes"] = f"{len(kinds)} channel{'s' * (len(kinds) > 1)}, {told}"
     pred = content["network_data_format"]["outputs"]["pred"]
     pred |= {"num_channels": len(fingerprint.labels), "channel_def": dict(fingerprint.labels)}
     if fingerprint.task == "segmentation":
         pred["spatial_shape"] = list(size.value)
     return content
+
+
+def _value_range(intensity: Mapping[str, Any]) -> tuple[list[float], str]:
+    """Return the range of the network's input, empty where it has none, and how its intensities are told."""
+    if "b_min" in intensity:
+        low, high = intensity["b_min"], intensity["b_max"]
+        return [low, high], f"intensities scaled to [{low:g}, {high:g}]"
+    return [], "intensities of mean 0 and deviation 1"
 
 
 def _readme(out: Path, fingerprint: Fingerprint, choices: Mapping[str, Choice]) -> str:

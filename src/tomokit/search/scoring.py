@@ -12,14 +12,16 @@ from tomokit.errors import TomokitError
 from tomokit.files import read_json, write_json
 from tomokit.search.trials import run_stage
 
+SCORES = ("metrics.json", "cases.csv", "overlay.png", "configs/evaluate.yaml")  # what an evaluation leaves in a run
+
 
 def score_network(
     run: Path, evaluate: Path, parts: Mapping[str, Sequence[str]], metric: str, folder: Path, deadline: float | None
 ) -> dict[str, Any]:
     """Return the scores of a run's network on the validation and the test cases, and their difference.
 
-    Both are scored by the bundle's `evaluate.yaml`, so that the difference is that of the cases alone; the test
-    cases come last, so that the run's own `metrics.json` and predictions are theirs.
+    Both are scored by the bundle's `evaluate.yaml`, so that the difference is that of the cases alone. The run's own
+    `metrics.json` and predictions are those of the test cases; it has none when these could not be scored.
 
     Args:
         run: the trained run's folder.
@@ -39,10 +41,15 @@ def score_network(
             configs.write_config(_layer(run, evaluate, parts[part], part, scratch), layer, f"Score the {part} cases.")
             files = [str(run / "configs" / "train.yaml"), str(evaluate), str(layer)]
             outcome = run_stage(files, folder / f"{part}.log", deadline)
-        if outcome.state != "done":
+        done = outcome.state == "done"
+        if done:
+            shutil.copy(run / "metrics.json", folder / f"{part}.json")
+        if part == "validation" or not done:
+            for name in SCORES:
+                (run / name).unlink(missing_ok=True)
+        if not done:
             why = "the time was over" if outcome.state == "late" else outcome.problem
             raise TomokitError(f"the {part} cases could not be scored: {why} (see {folder / f'{part}.log'})")
-        shutil.copy(run / "metrics.json", folder / f"{part}.json")
         scores[part] = _measure(read_json(folder / f"{part}.json"), metric)
     difference = difference_interval(scores["validation"], scores["test"])
     write_json(folder / "difference.json", {**scores, "difference": difference})

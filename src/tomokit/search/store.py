@@ -49,8 +49,10 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.folder = folder.resolve()  # a lock is a link: to a relative path it would dangle, and never go stale
+        # the journal comes first: by it another process knows the folder as a search
+        backend = JournalFileBackend(str(self.folder / JOURNAL))
         (self.folder / "turn").touch()
-        self.storage = optuna.storages.JournalStorage(JournalFileBackend(str(self.folder / JOURNAL)))
+        self.storage = optuna.storages.JournalStorage(backend)
         self.study = optuna.create_study(
             storage=self.storage,
             study_name=STUDY,

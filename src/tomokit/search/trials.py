@@ -40,7 +40,10 @@ Report = Callable[[int, float], bool]
 
 @dataclass
 class Outcome:
-    """What became of a process: `done`, `stopped` (by the report's answer), `failed`, or `late` (at the deadline)."""
+    """What became of a process: `done`, `stopped` (by the report's answer), `failed`, or `late` (at the deadline).
+
+    What was told to stop is `stopped`, however its process ends: its values are all that counts.
+    """
 
     state: str = "failed"
     problem: str = ""
@@ -79,12 +82,13 @@ def _supervise(
     own, other = _context().Pipe()
     process = _context().Process(target=_child, args=(work, [str(path) for path in files], str(log), other))
     outcome = Outcome()
+    ended = False
     process.start()
     other.close()
     try:
-        _follow(own, report, deadline, outcome)
+        ended = _follow(own, report, deadline, outcome)
     finally:
-        if outcome.state in ("late", "failed"):
+        if not ended or outcome.state == "failed":
             process.terminate()
         process.join(10)
         process.kill()
@@ -96,33 +100,33 @@ def _supervise(
     return outcome
 
 
-def _follow(pipe: Connection, report: Report, deadline: float | None, outcome: Outcome) -> None:
-    """Read what a process tells until it ends or the time is over."""
+def _follow(pipe: Connection, report: Report, deadline: float | None, outcome: Outcome) -> bool:
+    """Return whether a process told that it ended; read what it tells until then, or until the time is over."""
+    stopped = False
     while True:
         if deadline is not None and time.monotonic() > deadline:
-            outcome.state = "late"
-            return
+            outcome.state = "stopped" if stopped else "late"
+            return False
         try:
             if not pipe.poll(POLL_SECONDS):
                 continue
             kind, content = pipe.recv()
         except (EOFError, OSError):
-            return  # the process is gone without a word
+            outcome.state = "stopped" if stopped else "failed"
+            return False  # the process is gone without a word
         if kind == "value":
             epoch, value = content
             outcome.values[epoch] = value
-            stop = report(epoch, value)
-            outcome.state = "stopping" if stop else outcome.state
+            stopped = stopped or report(epoch, value)
             with contextlib.suppress(OSError):
-                pipe.send(stop)
+                pipe.send(stopped)
         elif kind == "times":
             outcome.times = content
         elif kind == "begun":
             outcome.began = time.monotonic()
         else:
-            stopped = kind == "done" and outcome.state == "stopping"
-            outcome.state, outcome.problem = ("stopped" if stopped else kind), content
-            return
+            outcome.state, outcome.problem = ("stopped", "") if stopped else (kind, content)
+            return True
 
 
 def _context() -> Any:
