@@ -134,7 +134,7 @@ def plan(
     out: Annotated[Path, typer.Option(help="The new bundle's folder.")],
     memory: Annotated[
         float | None,
-        typer.Option(help="GB a training step may take (default: 90 % of a GPU's free memory, else half)."),
+        typer.Option(help="GB of a training step (default: 90 % of a GPU's free memory, else half)."),
     ] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Time for everything from the files to the last prediction on this machine.")
