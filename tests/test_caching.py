@@ -52,6 +52,7 @@ from tomokit.caching import (
     preprocess,
 )
 from tomokit.errors import TomokitError
+from tomokit.transforms import RandPatchByLabelClassesd
 
 KEYS = ["image", "label"]
 GIB = 1 << 30
@@ -214,6 +215,18 @@ def test_the_estimate_needs_no_volumes():
 
 
 Usage = namedtuple("Usage", "total used free")
+
+
+def test_a_case_is_copied_unless_the_first_random_transform_returns_what_is_its_own(write_cases):
+    cases = write_cases([((12, 11, 10), (2.0, 2.0, 2.0))] * 2)
+    names = {"keys": KEYS, "label_key": "label", "spatial_size": [8] * 3, "num_classes": 2}
+    patches = Compose([*make_transform().transforms[:5], RandPatchByLabelClassesd(**names)])
+    copied, own = (cached_dataset(cases, transform, "memory") for transform in (make_transform(), patches))
+    assert copied.copy_cache and not own.copy_cache
+    before = own._cache[0]["image"].clone()
+    for patch in own[0]:
+        patch["image"].zero_()
+    assert torch.equal(own._cache[0]["image"], before)
 
 
 @pytest.mark.parametrize(

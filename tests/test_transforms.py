@@ -27,7 +27,7 @@ def test_patches_are_those_of_monais_crop_as_plain_tensors_of_their_own(shape, s
         pairs = zip(*(crop.set_random_state(seed)(case) for crop in (ours, theirs)), strict=True)
         for patch, expected in pairs:
             assert patch.keys() == expected.keys() and patch["case"] == "a"
-            for key in ("image", "label"):
+            for key in ("image", "label"):  # MONAI's are MetaTensors
                 assert type(patch[key]) is torch.Tensor and torch.equal(patch[key], expected[key].as_tensor())
             patch["image"].zero_()
     assert torch.equal(case["image"], before)

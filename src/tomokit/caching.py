@@ -143,11 +143,17 @@ def _text(size: float) -> str:
 
 
 class _MemoryDataset(CacheDataset):
-    """MONAI's cache in memory, which takes over the cases that were preprocessed for the estimate."""
+    """MONAI's cache in memory, which takes over the cases that were preprocessed for the estimate.
+
+    A case is copied each time it is taken, since a transform may write into it, unless the first random one says by
+    `copies_input` that what it returns is its own: a patch is cut from a volume of 256³ without copying that.
+    """
 
     def __init__(self, data: Sequence[Entry], transform: Compose, made: dict[int, Any]) -> None:
         self.made = made
-        super().__init__(data, transform, progress=False)
+        place = _first_random(transform)
+        own = place is not None and getattr(transform.transforms[place], "copies_input", False)
+        super().__init__(data, transform, progress=False, copy_cache=not own)
 
     def _load_cache_item(self, idx: int) -> Any:
         return self.made.pop(idx) if idx in self.made else super()._load_cache_item(idx)

@@ -41,16 +41,19 @@ class RandPatchByLabelClassesd(RandCropByLabelClassesd):
     Takes MONAI's arguments; `num_samples` patches come back for each case.
     """
 
+    copies_input = True  # the cache then hands out its cases as they are
+
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> list[dict[Hashable, Any]]:
         """Return `num_samples` dictionaries, each key's image (C, X, Y[, Z]) cut to (C, *spatial_size), copied."""
         rest = {key: value for key, value in data.items() if key != self.indices_key}
         self._check(data)
         self.randomize(data.get(self.label_key), data.get(self.indices_key), data.get(self.image_key))
+        size = self.cropper.spatial_size
         patches: list[dict[Hashable, Any]] = []
         for centre in self.cropper.centers or ():
             patch = dict(rest)
             for key in self.key_iterator(patch):
-                patch[key] = _cut(torch.as_tensor(rest[key]), centre, self.cropper.spatial_size)
+                patch[key] = _cut(torch.as_tensor(rest[key]).as_subclass(torch.Tensor), centre, size)
             patches.append(patch)
         return patches
 
