@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -79,6 +80,7 @@ def make_plan(
             can't take, or memory or minutes are too few.
     """
     out = Path(out) if Path(out).name.strip(".") else Path(out).resolve()  # the bundle takes its name from the folder
+    began = perf_counter()
     _check_budget(memory_gb, minutes)
     _check_names(dataset_dir, out, split)
     check_target(out)
@@ -99,7 +101,7 @@ def make_plan(
         measuring = progress.add_task("measuring steps", total=ROUNDS)
         try:
             fingerprint, choices = _settle(
-                fingerprint, budget, parts, given, (staged, out), lambda: progress.advance(measuring)
+                fingerprint, budget, parts, given, (staged, out), lambda: progress.advance(measuring), began
             )
             moved = put_in_place(staged, out)
         finally:
@@ -133,12 +135,14 @@ def _settle(
     given: Mapping[str, Any],
     places: tuple[Path, Path],
     advance: Callable[[], None],
+    began: float,
 ) -> tuple[Fingerprint, dict[str, Choice]]:
     """Return the fingerprint with its timing, and the choices, once planned and measured steps agree."""
     timing = Timing(0.0, 2 * fingerprint.read_seconds, 1.0)
     speed = FIRST_GMACS_PER_SECOND * torch.get_num_threads() * (100 if budget.cuda else 1)
     choices: dict[str, Choice] = {}
     for _ in range(ROUNDS):
+        timing = _with_planning(timing, began)
         reserved = reserved_seconds(fingerprint, timing, FEW_VALIDATIONS)
         target = step_target_seconds(budget.minutes, fingerprint, reserved, budget.cuda)
         before = choices
@@ -152,11 +156,16 @@ def _settle(
         if target is None or CLOSE * target <= timing.step <= target:
             break
         speed = gmacs / timing.step
-    fingerprint = replace(fingerprint, timing=_tell(timing))
+    fingerprint, timing = replace(fingerprint, timing=_tell(timing)), _with_planning(timing, began)
     schedule = choose_schedule(fingerprint, int(choices["batch_size"].value), budget, timing, seen)
     choices |= schedule
     write_bundle(places, fingerprint, choices, given)
     return fingerprint, choices
+
+
+def _with_planning(timing: Timing, began: float) -> Timing:
+    """Return the timing with what the plan itself has taken so far, the program's start too."""
+    return timing._replace(planning=timing.start + perf_counter() - began)
 
 
 def _sizes(choices: Mapping[str, Choice]) -> list[Any]:

@@ -25,6 +25,7 @@ class Timing(NamedTuple):
     case: float
     validation_case: float
     start: float = 10.0
+    planning: float = 0.0
 
 
 def least_steps(fingerprint: Fingerprint, batch: int) -> int:
@@ -49,12 +50,13 @@ def step_target_seconds(minutes: float | None, fingerprint: Fingerprint, reserve
 
 
 def reserved_seconds(fingerprint: Fingerprint, timing: Timing, validations: int) -> float:
-    """Return the time that is not training: start, check, reading, validation and the test cases' prediction."""
+    """Return the time that is not training: planning, start, check, reading, validation, the test's prediction."""
     learnt = fingerprint.cases["training"] + fingerprint.cases["validation"]
     checked = learnt + fingerprint.cases["test"]
     passes = validations + (fingerprint.task == "segmentation")  # its postprocessing is chosen on the validation cases
     return (
-        2 * timing.start  # of training and of prediction
+        timing.planning
+        + 2 * timing.start  # of training and of prediction
         + timing.case * learnt
         + fingerprint.read_seconds * checked / 2
         + timing.validation_case * passes * fingerprint.cases["validation"]
@@ -83,7 +85,7 @@ def choose_schedule(
     validations = math.ceil(epochs / interval)  # the last epoch is validated, whatever the interval
     if budget.minutes is not None:
         left = reserved_seconds(fingerprint, timing, validations)
-        told += f", beside {left:.0f} s for start, reading, {validations} validations and prediction"
+        told += f", beside {left:.0f} s for planning, starts, reading, {validations} validations and prediction"
     cost = timing.validation_case * fingerprint.cases["validation"]
     return {
         "epochs": Choice(epochs, f"{told}; an epoch has {per_epoch} steps"),
