@@ -28,9 +28,14 @@ class Timing(NamedTuple):
     planning: float = 0.0
 
 
+def steps_per_epoch(fingerprint: Fingerprint, batch: int) -> int:
+    """Return how many batches an epoch has; the packaged loader leaves out what does not fill one, if any is full."""
+    return max(1, fingerprint.cases["training"] // batch)
+
+
 def least_steps(fingerprint: Fingerprint, batch: int) -> int:
     """Return how many steps a training has at the least: those that a network needs, and a whole epoch."""
-    return max(LEAST_STEPS[fingerprint.task], math.ceil(fingerprint.cases["training"] / batch))
+    return max(LEAST_STEPS[fingerprint.task], steps_per_epoch(fingerprint, batch))
 
 
 def wanted_steps(fingerprint: Fingerprint, batch: int, cuda: bool, seen: float = 1.0) -> int:
@@ -72,7 +77,7 @@ def choose_schedule(
     Raises:
         TomokitError: when the minutes are too few; it says how many would do.
     """
-    per_epoch = math.ceil(fingerprint.cases["training"] / batch)
+    per_epoch = steps_per_epoch(fingerprint, batch)
     steps, validations = wanted_steps(fingerprint, batch, budget.cuda, seen), VALIDATIONS[0]
     told = f"{steps} steps are what {fingerprint.cases['training']} training cases are worth"
     if budget.minutes is not None:
