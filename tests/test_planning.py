@@ -57,6 +57,7 @@ from tomokit.planning.schedule import (
     choose_schedule,
     reserved_seconds,
     step_target_seconds,
+    steps_per_epoch,
     wanted_steps,
 )
 from tomokit.planning.writing import check_target, put_in_place, read_packaged, set_keys, write_bundle
@@ -563,6 +564,20 @@ def test_steps_follow_from_the_number_of_cases_within_bounds():
     assert wanted_steps(make_fingerprint(training=5), 2, cuda=False) == 1200
     assert wanted_steps(make_fingerprint(training=5000), 2, cuda=False) == 10_000
     assert wanted_steps(make_fingerprint(training=100), 2, True, seen=0.01) == 60_000
+
+
+def test_the_plans_own_time_is_reserved():
+    made, timing = make_fingerprint(training=40), Timing(0.3, 0.5, 1.0)
+    later = timing._replace(planning=50.0)
+    assert reserved_seconds(made, later, 5) == reserved_seconds(made, timing, 5) + 50
+    first, second = (
+        choose_schedule(made, 2, Budget(8, minutes=10), found)["epochs"].value for found in (timing, later)
+    )
+    assert (first - second) * 20 * 0.3 == pytest.approx(50, abs=6)
+
+
+def test_an_epoch_has_full_batches_alone_where_one_is_full():
+    assert [steps_per_epoch(make_fingerprint(training=count), 4) for count in (3, 4, 11, 12)] == [1, 1, 2, 3]
 
 
 def test_epochs_fill_the_minutes_and_no_more():

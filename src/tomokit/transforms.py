@@ -37,7 +37,7 @@ class OneHotClassd(MapTransform):
 class RandPatchByLabelClassesd(RandCropByLabelClassesd):
     """MONAI's crop around a voxel of a drawn class, the same draws, as plain tensors without a record of the crop.
 
-    MONAI writes the crop into each tensor's metadata, which takes ten times as long as the crop of a small patch.
+    MONAI writes the crop into each tensor's metadata, which takes longer than the crop of a small patch itself.
     Takes MONAI's arguments; `num_samples` patches come back for each case.
     """
 

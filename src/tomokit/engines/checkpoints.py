@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 class WeightAverage:
     """A moving average of a network's weights: after step n, `decay` (at most n/(n + 9)) of what it was.
 
-    The smaller decay of the first steps keeps the random start out of short trainings. torch's `AveragedModel` counts
-    on the device, and sorts all weights anew at each step; here nothing waits, in a third of the time.
+    The smaller decay of the first steps keeps the random start out of short trainings. torch's `AveragedModel` copies
+    its count to the device, and sorts all weights anew, at each step.
 
     Args:
         network: whose weights are averaged; its buffers are taken as they are.
