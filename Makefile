@@ -43,6 +43,8 @@ layers = $(wildcard $(CONFIGS)/data/$(DATA).yaml) \
          $(foreach name,$(NETWORK),$(call layer,networks/$(name),$(CONFIGS)/networks/$(name).yaml)) \
          $(foreach name,$(LAYERS),$(call layer,$(name),$(name)))
 trained = runs/$(RUN)/configs/train.yaml
+# of this cross-validation alone: an earlier one may have had more
+folds = $(foreach fold,$(shell seq 0 $$(( $(FOLDS) - 1 ))),runs/$(RUN)/fold_$(fold))
 dataset = $(DATA:%=--dataset_dir %)
 # print the command, run it; where it fails before our own checks can speak, the lint says why
 run = @$(info $(strip $(MONAI) $(call files,$(1)) $(2)))$(MONAI) $(call files,$(1)) $(2) \
@@ -88,8 +90,8 @@ crossval: install  ## train and score every fold, gather the scores, join the ne
 	@for fold in $$(seq $$(( $(FOLDS) - 1 )) -1 0); do \
 	  $(MAKE) --no-print-directory train RUN=$(RUN)/fold_$$fold FOLD=$$fold && \
 	  $(MAKE) --no-print-directory evaluate RUN=$(RUN)/fold_$$fold ARGS= || exit $$?; done
-	$(call run,$(CONFIGS)/train.yaml bundles/_layers/crossval.yaml,--runs runs/$(RUN))
-	$(call run,$(CONFIGS)/train.yaml bundles/_layers/ensemble.yaml,--runs runs/$(RUN))
+	$(call run,$(CONFIGS)/train.yaml bundles/_layers/crossval.yaml,--runs $(call files,$(folds)) --run_dir runs/$(RUN))
+	$(call run,$(CONFIGS)/train.yaml bundles/_layers/ensemble.yaml,--runs $(call files,$(folds)) --run_dir runs/$(RUN)/ensemble)
 
 train: install  ## train a network  [BUNDLE= NETWORK= LAYERS= DATA= FOLD= RUN=]
 	$(call run,$(CONFIGS)/train.yaml $(layers),--run_dir runs/$(RUN) $(dataset) $(ARGS) $(FOLD:%=--fold %))

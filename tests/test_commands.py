@@ -130,7 +130,7 @@ def test_make_crossval_trains_the_last_fold_first_with_all_arguments():
     assert not any("--seed" in line or "--fold " in line for line in (lines[1], *lines[3:]))
     for line, name in zip(lines[4:], ("crossval", "ensemble"), strict=True):
         files = f"'bundles/classification/configs/train.yaml','bundles/_layers/{name}.yaml'"
-        assert files in line and "--runs runs/x" in line
+        assert files in line and "--runs \"['runs/x/fold_0','runs/x/fold_1']\" --run_dir runs/x" in line
 
 
 def test_make_evaluate_and_infer_follow_the_run():

@@ -271,6 +271,17 @@ def test_a_checkpoint_of_another_network_is_refused_with_what_differs(tmp_path):
         find_checkpoint(tmp_path, "last")
 
 
+def test_the_best_weights_of_a_run_without_validation_cases_are_the_last(tmp_path):
+    save({}, tmp_path / "checkpoints" / "last.pt")
+    config = tmp_path / "configs" / "train.yaml"
+    config.parent.mkdir()
+    config.write_text("cases: {training: [a], validation: [b], test: []}")
+    with pytest.raises(TomokitError, match=r"no checkpoint .*best\.pt; .*\(this run has: last\)"):
+        find_checkpoint(tmp_path, "best")
+    config.write_text("cases: {training: [a, b], validation: [], test: []}")
+    assert find_checkpoint(tmp_path, "best") == tmp_path / "checkpoints" / "last.pt"
+
+
 def test_a_file_that_would_run_code_is_not_loaded(tmp_path):
     class Bomb:
         def __reduce__(self):

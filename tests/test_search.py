@@ -588,6 +588,14 @@ def test_epochs_fill_a_trials_share_of_the_time(data, space):
     assert [fit_epochs(plan, times, seconds) for seconds in (0, 13, 16, 25, 1e6)] == [1, 1, 2, 5, 15]
 
 
+def test_a_planned_bundle_takes_the_networks_of_the_packaged_one(data, space, tmp_path):
+    packaged = Path(config("classification", "train")[0]).parent
+    shutil.copytree(packaged, tmp_path / "configs", ignore=shutil.ignore_patterns("networks"))
+    (tmp_path / "fingerprint.json").write_text('{"task": "classification"}')
+    files = make_plan(tmp_path, space, ["networks/densenet", "sgd"], options(data)).files
+    assert files[1:] == [str(packaged / "networks" / "densenet.yaml"), str(packaged.parents[1] / "_layers" / "sgd.yaml")]
+
+
 def test_a_plan_tells_what_is_wrong(data, space, tmp_path):
     with pytest.raises(TomokitError, match=r"`run_dir` is set by the search itself, got 'x'"):
         make_plan("classification", space, (), {"run_dir": "x"})

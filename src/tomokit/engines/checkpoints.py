@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tomokit.configs import read_config
 from tomokit.engines.hardware import unwrap
 from tomokit.errors import TomokitError
 from tomokit.files import replacing
@@ -154,17 +155,26 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]
 def find_checkpoint(run_dir: str | Path, checkpoint: str | Path) -> Path:
     """Return the file that `checkpoint` means: `best` or `last` of the run, or a file's path.
 
-    `best` is by the inner validation; a run without validation has only `last`.
+    `best` is by the inner validation; of a run without validation cases it is `last`, its only one.
 
     Raises:
         TomokitError: when there is no such file; it names the ones there are.
     """
     folder = Path(run_dir) / "checkpoints"
     path = folder / f"{checkpoint}.pt" if str(checkpoint) in ("best", "last") else Path(checkpoint)
+    if str(checkpoint) == "best" and not path.is_file() and _has_no_validation(Path(run_dir)):
+        path = folder / "last.pt"
+        logger.info("no validation cases chose an epoch: the last weights, %s", path)
     if not path.is_file():
         there = ", ".join(name for name in ("best", "last") if (folder / f"{name}.pt").is_file()) or "none"
         raise TomokitError(f"no checkpoint {path}; set `checkpoint` to a file, best or last (this run has: {there})")
     return path
+
+
+def _has_no_validation(run_dir: Path) -> bool:
+    """Return whether the run's own config keeps no case for validation."""
+    path = run_dir / "configs" / "train.yaml"
+    return path.is_file() and read_config(path).get("cases", {}).get("validation") == []
 
 
 def weights_of(content: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ from tomokit import configs
 from tomokit.bundles import bundles_folder, find_bundle
 from tomokit.config_rules import OVERRIDES, Source, load_source, merge
 from tomokit.errors import TomokitError, raise_problems
+from tomokit.files import read_json
 from tomokit.runs import FREE_KEYS, hash_cases
 from tomokit.search.space import Parameter, describe_space, read_space
 
@@ -145,8 +146,11 @@ def fit_epochs(plan: Plan, times: Mapping[str, float], seconds: float) -> int:
 
 
 def _find_layer(layer: str | Path, root: Path) -> str:
-    """Return the path of a layer given as a file, or by its name in the bundle or among the common layers."""
-    places = (Path(layer), root / "configs" / f"{layer}.yaml", bundles_folder() / "_layers" / f"{layer}.yaml")
+    """Return the path of a layer given as a file, or by its name: in the bundle, in a plan's packaged one, in common."""
+    folders = [root / "configs", bundles_folder() / "_layers"]
+    if (root / "fingerprint.json").is_file():
+        folders.insert(1, bundles_folder() / read_json(root / "fingerprint.json")["task"] / "configs")
+    places = [Path(layer), *(folder / f"{layer}.yaml" for folder in folders)]
     for path in places:
         if path.is_file():
             return str(path)
