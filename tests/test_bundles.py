@@ -276,10 +276,8 @@ def test_a_run_without_validation_ends_with_its_last_weights(data, tmp_path):
     lists = {"cases#training": ["case_000", "case_001"], "cases#validation": [], "cases#test": ["case_007"]}
     run = train("segmentation", tmp_path / "run", dataset_dir=data["segmentation"], **SMALL, **lists)
     assert json.loads((run / "validation.json").read_text())["best"] is None
-    with pytest.raises(RuntimeError) as caught:
-        follow("segmentation", run, "evaluate")
-    assert "this run has: last" in str(find_cause(caught.value))
-    follow("segmentation", run, "evaluate", checkpoint="last")
+    follow("segmentation", run, "evaluate")
+    assert json.loads((run / "metrics.json").read_text())["checkpoint"] == "last.pt, epoch 2"
     assert (run / "predictions" / "case_007.nii.gz").exists()
 
 
