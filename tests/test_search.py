@@ -593,7 +593,10 @@ def test_a_planned_bundle_takes_the_networks_of_the_packaged_one(data, space, tm
     shutil.copytree(packaged, tmp_path / "configs", ignore=shutil.ignore_patterns("networks"))
     (tmp_path / "fingerprint.json").write_text('{"task": "classification"}')
     files = make_plan(tmp_path, space, ["networks/densenet", "sgd"], options(data)).files
-    assert files[1:] == [str(packaged / "networks" / "densenet.yaml"), str(packaged.parents[1] / "_layers" / "sgd.yaml")]
+    assert files[1:] == [
+        str(packaged / "networks" / "densenet.yaml"),
+        str(packaged.parents[1] / "_layers" / "sgd.yaml"),
+    ]
 
 
 def test_a_plan_tells_what_is_wrong(data, space, tmp_path):
