@@ -146,7 +146,7 @@ def fit_epochs(plan: Plan, times: Mapping[str, float], seconds: float) -> int:
 
 
 def _find_layer(layer: str | Path, root: Path) -> str:
-    """Return the path of a layer given as a file, or by its name: of the bundle, of a plan's packaged one, or common."""
+    """Return the path of a layer given as a file, or by its name: of the bundle, of a plan's packaged one, common."""
     folders = [root / "configs", bundles_folder() / "_layers"]
     if (root / "fingerprint.json").is_file():
         folders.insert(1, bundles_folder() / read_json(root / "fingerprint.json")["task"] / "configs")
