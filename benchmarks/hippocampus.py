@@ -43,12 +43,11 @@ TOLERANCE_MM = 1.0
 EQUAL_MINUTES = 4.0
 UNEQUAL = 0.1  # of these minutes: trainings that are further off are repeated
 INNER_FOLD = 1  # whose test cases, all among fold 0's training cases, are its inner validation part
-REFERENCE = {"networks": "unet", "ingredients": "all"}  # what the others are compared with, measured first
+REFERENCE = "unet"  # what networks and ingredients are compared with, measured first
 LABELS = (0, 1, 2)  # background, anterior, posterior
 
 # what each ingredient buys: the planned training without it, or with one more
 INGREDIENTS: dict[str, dict[str, Any]] = {
-    "all": {},
     "no weight averaging": {"weight_averaging": 0.0},
     "no deep supervision": {"network_def::heads": 1},
     "no augmentation": {"train::augmentation::transforms": []},
@@ -168,7 +167,7 @@ def surface_dice(run_dir: Path, case: str) -> float:
 
 def equal_time(name: str, group: str, layers: Sequence[Path], overrides: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the rows of one network or ingredient, trained for the equal time and scored on the inner part."""
-    folder = Path("runs") / "hippocampus" / group
+    folder = Path("runs") / "hippocampus" / "equal"
     config = folder / "plan" / "configs" / "train.yaml"
     if not config.is_file():
         plan(folder / "plan", EQUAL_MINUTES, 0, inner=True)
@@ -182,7 +181,7 @@ def equal_time(name: str, group: str, layers: Sequence[Path], overrides: Mapping
             break
         epochs = max(1, round(epochs * 60 * EQUAL_MINUTES / seconds))
     rows = score_rows(name, f"inner, {group}", run_dir, seconds)
-    reference = folder / REFERENCE[group]
+    reference = folder / REFERENCE
     return rows if reference == run_dir else [*rows, difference_row(rows[0], run_dir, reference)]
 
 
@@ -199,7 +198,7 @@ def fit_epochs(files: Sequence[Path], overrides: Mapping[str, Any]) -> int:
         trainer = workflow.parser.get_parsed_content("train::trainer")
         seconds = statistics.median(time_steps(trainer, 12)[4:])
         per_epoch = len(trainer.data_loader)
-    return max(1, int(60 * EQUAL_MINUTES / seconds / per_epoch))
+    return max(1, round(60 * EQUAL_MINUTES / seconds / per_epoch))
 
 
 def loop_rows() -> list[dict[str, Any]]:
@@ -227,8 +226,8 @@ def chosen_rows(options: argparse.Namespace) -> Sequence[tuple[str, str, Any]]:
         for fold in range(len(NNUNET)):
             run_dir = Path("runs") / "hippocampus" / f"fold_{fold}"
             work.append((label, f"{DATA} fold {fold}", lambda f=fold, r=run_dir: headline(f, options.minutes, r)))
-    if "networks" in groups:
-        for name, layers in networks().items():
+    if "networks" in groups or "ingredients" in groups:
+        for name, layers in networks().items() if "networks" in groups else [(REFERENCE, [])]:
             changes = {"network_def::tasks": [[1], [2]]} if name == "task_heads" else {}
             measure = lambda n=name, ls=layers, c=changes: equal_time(n, "networks", ls, c)  # noqa: E731
             work.append((name, f"{DATA} inner, networks", measure))
@@ -281,15 +280,20 @@ def fold_table(rows: Sequence[dict[str, Any]]) -> str:
 def equal_time_table(rows: Sequence[dict[str, Any]], group: str) -> str:
     """Return a line per network or ingredient: size, speed, Dice, and the difference from the reference."""
     lines = []
-    for row in (row for row in rows if row["dataset"].endswith(f"inner, {group}") and row["metric"] == "dice"):
+    found = [row for row in rows if " inner, " in row["dataset"] and row["metric"] == "dice"]
+    for row in sorted(found, key=lambda row: row["system"] != REFERENCE):
         name = row["system"]
+        if name != REFERENCE and not row["dataset"].endswith(group):
+            continue
         difference = [r for r in rows if (r["system"], r["dataset"]) == (name, row["dataset"]) and " - " in r["metric"]]
         against = show_interval(difference[0], 4, "+") + verdict(difference[0]) if difference else "—"
         speed = f"{row['seconds_per_step']:.2f} s × {row['epochs']} epochs"
         size = [] if group == "ingredients" else [describe_layer(name), f"{row['parameters'] / 1e6:.2f}M"]
+        if group == "ingredients" and name == REFERENCE:
+            name = "all, the planned U-Net"
         lines.append([f"`{name}`" if size else name, *size, speed, show_interval(row, 4), against])
     size = [] if group == "ingredients" else ["what", "parameters"]
-    beside = f"Dice − {REFERENCE[group]}'s [95 %]"
+    beside = f"Dice − {'all' if group == 'ingredients' else REFERENCE}'s [95 %]"
     return markdown_table(["", *size, "step", "Dice [95 %]", beside], lines)
 
 
