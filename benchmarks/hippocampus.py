@@ -167,7 +167,7 @@ def surface_dice(run_dir: Path, case: str) -> float:
 
 def equal_time(name: str, group: str, layers: Sequence[Path], overrides: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the rows of one network or ingredient, trained for the equal time and scored on the inner part."""
-    folder = Path("runs") / "hippocampus" / "equal"
+    folder = Path("runs") / "benchmarks" / "hippocampus" / "equal"
     config = folder / "plan" / "configs" / "train.yaml"
     if not config.is_file():
         plan(folder / "plan", EQUAL_MINUTES, 0, inner=True)
@@ -203,7 +203,7 @@ def fit_epochs(files: Sequence[Path], overrides: Mapping[str, Any]) -> int:
 
 def loop_rows() -> list[dict[str, Any]]:
     """Return the steps per second of the bundle's loop, of MONAI's stock loop and of the bare network, in turn."""
-    folder = Path("runs") / "hippocampus" / "loop"
+    folder = Path("runs") / "benchmarks" / "hippocampus" / "loop"
     config = plan(folder / "plan", EQUAL_MINUTES, 0, inner=True)
     return [row | {"dataset": DATA} for row in compare_loops(config)]
 
@@ -224,7 +224,7 @@ def chosen_rows(options: argparse.Namespace) -> Sequence[tuple[str, str, Any]]:
         work.append((label, f"{DATA} fold {options.fold}", lambda: headline(options.fold, options.minutes, run_dir)))
     if "folds" in groups:
         for fold in range(len(NNUNET)):
-            run_dir = Path("runs") / "hippocampus" / f"fold_{fold}"
+            run_dir = Path("runs") / "benchmarks" / "hippocampus" / f"fold_{fold}"
             work.append((label, f"{DATA} fold {fold}", lambda f=fold, r=run_dir: headline(f, options.minutes, r)))
     if "networks" in groups or "ingredients" in groups:
         for name, layers in networks().items() if "networks" in groups else [(REFERENCE, [])]:
