@@ -51,7 +51,7 @@ INGREDIENTS: dict[str, dict[str, Any]] = {
     "no weight averaging": {"weight_averaging": 0.0},
     "no deep supervision": {"network_def::heads": 1},
     "no augmentation": {"train::augmentation::transforms": []},
-    "mirrored passes too": {"mirror_axes": [0]},
+    "flips along x and a mirrored pass too": {"flip_axes": [0], "mirror_axes": [0]},
     "patches anywhere": {"foreground_share": 0.0},
     "AdamW for Muon": {"layer": "_layers/adamw.yaml"},
     "SGD for Muon": {"layer": "_layers/sgd.yaml"},
