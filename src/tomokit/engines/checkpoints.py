@@ -164,7 +164,6 @@ def find_checkpoint(run_dir: str | Path, checkpoint: str | Path) -> Path:
     path = folder / f"{checkpoint}.pt" if str(checkpoint) in ("best", "last") else Path(checkpoint)
     if str(checkpoint) == "best" and not path.is_file() and _has_no_validation(Path(run_dir)):
         path = folder / "last.pt"
-        logger.info("no validation cases chose an epoch: the last weights, %s", path)
     if not path.is_file():
         there = ", ".join(name for name in ("best", "last") if (folder / f"{name}.pt").is_file()) or "none"
         raise TomokitError(f"no checkpoint {path}; set `checkpoint` to a file, best or last (this run has: {there})")
@@ -205,5 +204,8 @@ def load_weights(network: nn.Module, run_dir: str | Path, checkpoint: str | Path
             f"{len(other)} of another shape ({examples}); use the config the run was trained with"
         )
     unwrap(network).load_state_dict(weights)
-    logger.info("weights: %s", path)
+    chosen = (
+        ", the last: no validation case chose an epoch" if (str(checkpoint), path.name) == ("best", "last.pt") else ""
+    )
+    logger.info("weights: %s%s", path, chosen)
     return path

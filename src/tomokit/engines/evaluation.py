@@ -186,7 +186,7 @@ def tell_checkpoint(run_dir: Path, checkpoint: str | Path) -> str:
     path = find_checkpoint(run_dir, checkpoint)
     record = read_json(run_dir / "validation.json") if (run_dir / "validation.json").is_file() else {}
     epochs = {"best": (record.get("best") or {}).get("epoch"), "last": record.get("epochs")}
-    epoch = epochs.get(str(checkpoint))
+    epoch = epochs.get(path.stem) if path.parent == run_dir / "checkpoints" else None
     return path.name if epoch is None else f"{path.name}, epoch {epoch}"
 
 
