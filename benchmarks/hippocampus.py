@@ -201,10 +201,10 @@ def fit_epochs(files: Sequence[Path], overrides: Mapping[str, Any]) -> int:
     return max(1, round(60 * EQUAL_MINUTES / seconds / per_epoch))
 
 
-def loop_rows() -> list[dict[str, Any]]:
-    """Return the steps per second of the bundle's loop, of MONAI's stock loop and of the bare network, in turn."""
+def loop_rows(minutes: float) -> list[dict[str, Any]]:
+    """Return the steps per second of a plan's loop, of MONAI's stock loop and of the bare network, in turn."""
     folder = Path("runs") / "benchmarks" / "hippocampus" / "loop"
-    config = plan(folder / "plan", EQUAL_MINUTES, 0, inner=True)
+    config = plan(folder / "plan", minutes, 0)
     return [row | {"dataset": DATA} for row in compare_loops(config)]
 
 
@@ -235,7 +235,7 @@ def chosen_rows(options: argparse.Namespace) -> Sequence[tuple[str, str, Any]]:
         for name, changes in INGREDIENTS.items():
             work.append((name, f"{DATA} inner, ingredients", lambda n=name, c=changes: without(n, c)))
     if "loop" in groups:
-        work.append(("bundle", DATA, loop_rows))
+        work.append(("bundle", DATA, lambda: loop_rows(options.minutes)))
     return work
 
 
