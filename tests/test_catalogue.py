@@ -8,6 +8,7 @@ import shutil
 import tarfile
 import threading
 import time
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 from tomokit import catalogue, phantoms
 from tomokit.catalogue import (
     PHANTOMS,
+    SIMULATED,
     catalogue_folder,
     get_dataset,
     print_dataset,
@@ -89,12 +91,12 @@ def listed(tmp_path, monkeypatch):
 
 def test_every_entry_says_where_it_comes_from_and_under_which_licence():
     known = read_catalogue()
-    assert len(known) == 31
+    assert len(known) == 38
     for entry in known.values():
         assert entry.title and entry.task and entry.modality and entry.licence and entry.citation and entry.cases > 0
         assert entry.home.startswith("http") or entry.home == "tomokit.phantoms"
         assert bool(entry.url) == bool(re.fullmatch("[0-9a-f]{32}", entry.md5))
-        assert entry.url or entry.manifest or entry.layout == "phantom"
+        assert entry.url or entry.manifest or entry.layout in ("phantom", "simulated")
         assert entry.url or entry.size_mb
     assert [name for name, entry in known.items() if entry.layout == "phantom"] == list(PHANTOMS)
 
@@ -154,18 +156,35 @@ def test_one_set_is_told_in_full():
     for fact in ("CC BY-SA 4.0", "MD5 9d24", "medicaldecathlon.com", "without the unlabelled", "Antonelli", "--from"):
         assert fact in output
     assert "tomokit data get phantom-ct\n" in CliRunner().invoke(app, ["data", "list", "phantom-ct"]).output
-    with pytest.raises(TomokitError, match=r"no data set 'hipocampus'; did you mean hippocampus\?"):
+    with pytest.raises(TomokitError, match=r"'hipocampus'; did you mean hippocampus or hippocampus-followup\?"):
         print_dataset("hipocampus")
+
+
+# Sets that are made
+
+
+def test_a_set_is_simulated_from_another_one(sets, monkeypatch):
+    make = partial(phantoms.make_segmentation_set, modality="MRI", cases=4, test_cases=1, size=16, progress=False)
+    simulate = partial(phantoms.simulate_followup_set, pairs=2, change=(0.1, 0.1), progress=False)
+    monkeypatch.setattr(catalogue, "PHANTOMS", {"phantom-small": make})
+    monkeypatch.setattr(catalogue, "SIMULATED", {"small-followup": ("phantom-small", simulate)})
+    folder = get_dataset("small-followup")
+    assert folder == sets / "small-followup" and (sets / "phantom-small" / "dataset.json").is_file()
+    assert len(read_entries(folder)) == 8
+
+
+def test_the_simulated_sets_are_those_of_the_catalogue():
+    assert [name for name, entry in read_catalogue().items() if entry.layout == "simulated"] == list(SIMULATED)
 
 
 # Sets that the catalogue does not have
 
 
 def test_a_phantom_set_is_made_once(sets, monkeypatch):
-    def make(to, modality):
-        phantoms.make_segmentation_set(to, modality, cases=4, test_cases=1, size=16, progress=False)
+    def make(to):
+        phantoms.make_segmentation_set(to, "MRI", cases=4, test_cases=1, size=16, progress=False)
 
-    monkeypatch.setattr(catalogue, "PHANTOMS", {"phantom-small": (make, "MRI")})
+    monkeypatch.setattr(catalogue, "PHANTOMS", {"phantom-small": make})
     folder = get_dataset("phantom-small")
     stamp = (folder / "dataset.json").stat().st_mtime_ns
     assert get_dataset("phantom-small") == folder == sets / "phantom-small"

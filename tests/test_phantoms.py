@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from tomokit import phantoms
 from tomokit.errors import TomokitError
+from tomokit.phantoms import abdomens
 
 SIZE = 32
 
@@ -274,7 +275,7 @@ def test_an_interrupted_set_has_no_dataset_json(tmp_path, monkeypatch):
         return made[-1]
 
     case = phantoms.make_segmentation_case(size=16)
-    monkeypatch.setattr(phantoms, "make_segmentation_case", stop_at_the_third)
+    monkeypatch.setattr(abdomens, "make_segmentation_case", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         phantoms.make_segmentation_set(tmp_path, cases=4, test_cases=1, size=16, progress=False)
     assert sorted(path.name for path in tmp_path.rglob("*.nii.gz")) == ["case_000.nii.gz"] * 2 + ["case_001.nii.gz"] * 2

@@ -9,7 +9,8 @@ import socket
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -30,11 +31,21 @@ from tomokit.splits import INNER_VALIDATION_SHARE, NNUNET_FOLDS, NNUNET_METHOD, 
 
 logger = logging.getLogger(__name__)
 
-PHANTOMS = {
-    "phantom-ct": (phantoms.make_segmentation_set, "CT"),
-    "phantom-mri": (phantoms.make_segmentation_set, "MRI"),
-    "phantom-ct-classes": (phantoms.make_classification_set, "CT"),
-    "phantom-mri-classes": (phantoms.make_classification_set, "MRI"),
+PHANTOMS: Mapping[str, Callable[[Path], object]] = {
+    "phantom-ct": partial(phantoms.make_segmentation_set, modality="CT"),
+    "phantom-mri": partial(phantoms.make_segmentation_set, modality="MRI"),
+    "phantom-ct-classes": partial(phantoms.make_classification_set, modality="CT"),
+    "phantom-mri-classes": partial(phantoms.make_classification_set, modality="MRI"),
+    "phantom-bleeds": phantoms.make_bleed_set,
+    "phantom-order": phantoms.make_order_set,
+    "phantom-ct-records": partial(phantoms.make_record_set, missing=0.0),
+    "phantom-ct-records-gaps": partial(phantoms.make_record_set, missing=0.5),
+    "phantom-modalities": phantoms.make_modalities_set,
+    "phantom-followup": phantoms.make_followup_set,
+}
+# what is simulated from another set: that one's name, and the call that takes the new folder and the other's
+SIMULATED: Mapping[str, tuple[str, Callable[[Path, Path], object]]] = {
+    "hippocampus-followup": ("hippocampus", partial(phantoms.simulate_followup_set, pairs=4, change=(0.03, 0.03))),
 }
 UNPACKED_RATIO = 4  # the volumes in the archives are compressed already, so they hardly grow
 STALLED_S = 60.0  # a server that sends nothing for so long has gone
@@ -48,7 +59,8 @@ class DataSet(NamedTuple):
 
     Attributes:
         name: under which `tomokit data get` knows it.
-        layout: of the source: "phantom", "decathlon", "decathlon 4D" (channels in one file), or an importer's.
+        layout: of the source: "phantom", "simulated" (from another set), "decathlon", "decathlon 4D" (channels in one
+            file), or an importer's.
         size_mb: of the download or the local copy, in 10⁶ bytes; None where it is not known.
         url: of the one file that holds the set, with its `md5`; "" where there is only the home page.
         manifest: the file in `data/manifests/` that lists the files of a local copy; "" where there is none.
@@ -135,8 +147,10 @@ def get_dataset(name: str, to: str | Path | None = None, source: str | Path | No
             raise TomokitError(f"{target} holds a data set already; give another folder, or delete this one")
         logger.info("%s is already there", target)
     elif name in PHANTOMS:
-        make, modality = PHANTOMS[name]
-        make(target, modality=modality)
+        PHANTOMS[name](target)
+    elif name in SIMULATED:
+        origin, simulate = SIMULATED[name]
+        simulate(target, get_dataset(origin, source=source))
     else:
         _bring(name, target, Path(source).expanduser() if source else None)
     return target
@@ -494,13 +508,15 @@ def _where(entry: DataSet) -> str:
         return _short(folder)
     if entry.layout == "phantom":
         return "made in seconds"
+    if entry.name in SIMULATED:
+        return f"made from {SIMULATED[entry.name][0]}"
     return "download" if entry.url else "--from FOLDER"
 
 
 def _command(entry: DataSet) -> str:
     """Return the command that gets a set."""
     command = f"tomokit data get {entry.name}"
-    if not entry.url and entry.layout != "phantom":
+    if not entry.url and entry.layout not in ("phantom", "simulated"):
         return f"{command} --from FOLDER"
     return f"{command} [--from FOLDER]" if entry.url else command
 
