@@ -5,7 +5,15 @@ import pytest
 import scipy.stats
 
 from tomokit.errors import TomokitError
-from tomokit.statistics import Interval, bootstrap_mean, bootstrap_statistic
+from tomokit.metrics import area_under_curve
+from tomokit.statistics import (
+    Interval,
+    auc_variance,
+    bootstrap_mean,
+    bootstrap_statistic,
+    bootstrap_statistics,
+    delong,
+)
 
 
 def mean(values):
@@ -115,3 +123,132 @@ def test_values_that_are_not_finite():
 def test_statistic_without_arrays():
     with pytest.raises(TomokitError, match="at least one array, got none"):
         bootstrap_statistic(mean, [], ["a"])
+
+
+def test_several_statistics_are_each_as_alone():
+    def both(values):
+        return [mean(values), float(np.median(values)), math.nan]
+
+    values, patients = np.random.default_rng(0).random(30), np.arange(30) // 2
+    first, second, undefined = bootstrap_statistics(both, [values], patients, resamples=200)
+    assert first == bootstrap_statistic(mean, [values], patients, resamples=200)
+    assert second == bootstrap_statistic(lambda own: float(np.median(own)), [values], patients, resamples=200)
+    assert undefined == Interval(None, None, None, 15)
+    assert bootstrap_statistics(both, [[0.2, 0.4]], ["a", "a"])[0] == pytest.approx(Interval(0.3, None, None, 1))
+
+
+# Of three positives and three negatives. The first score puts .4 below one negative, the second puts .6, .9 and .5
+# above two, three and one of them; written down, every share is a multiple of 1/3.
+TRUTH = [1, 1, 1, 0, 0, 0]
+SCORES_A = [0.9, 0.8, 0.4, 0.7, 0.3, 0.2]
+SCORES_B = [0.6, 0.9, 0.5, 0.7, 0.1, 0.55]
+
+
+def areas_by_definition(truth, *scores):
+    """Return the AUC of each score, the covariance of all, from each pair of a positive and a negative."""
+    truth = np.asarray(truth, bool)
+    wins = [
+        (own[truth][:, None] > own[~truth]) + 0.5 * (own[truth][:, None] == own[~truth])
+        for own in map(np.asarray, scores)
+    ]
+    by_positive, by_negative = (np.stack([win.mean(axis) for win in wins]) for axis in (1, 0))
+    covariance = np.cov(by_positive) / by_positive.shape[1] + np.cov(by_negative) / by_negative.shape[1]
+    return [win.mean() for win in wins], covariance
+
+
+def test_delong_by_hand():
+    assert auc_variance(TRUTH, SCORES_A) == pytest.approx(2 / 81)
+    assert auc_variance(TRUTH, SCORES_B) == pytest.approx(2 / 27)
+    found = delong(TRUTH, SCORES_A, SCORES_B)
+    assert found.difference == pytest.approx(8 / 9 - 2 / 3)
+    assert found.p == pytest.approx(math.erfc(1))  # the difference is √2 of its deviation √2/9
+    assert found.low == pytest.approx(2 / 9 - 1.959964 * math.sqrt(2) / 9, abs=1e-6)
+    assert found.high == pytest.approx(2 / 9 + 1.959964 * math.sqrt(2) / 9, abs=1e-6)
+    assert found.verdict == "tie"
+
+
+@pytest.mark.parametrize("levels", [5, 1000])
+def test_delong_is_its_definition_with_and_without_ties(levels):
+    generator = np.random.default_rng(levels)
+    for _ in range(5):
+        truth = np.arange(60) % 3 == 0
+        a, b = (generator.integers(0, levels, 60) + truth * levels // 3 for _ in range(2))
+        areas, covariance = areas_by_definition(truth, a, b)
+        found = delong(truth, a, b)
+        assert found.difference == pytest.approx(areas[0] - areas[1])
+        assert auc_variance(truth, a) == pytest.approx(covariance[0, 0])
+        deviation = math.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+        assert found.p == pytest.approx(2 * scipy.stats.norm.sf(abs(found.difference) / deviation))
+
+
+def make_scores(generator, cases=300, noise=(1.0, 1.4)):
+    truth = np.arange(cases) % 2 == 0
+    common = truth + 0.7 * generator.normal(size=cases)
+    return truth, *(common + own * generator.normal(size=cases) for own in noise)
+
+
+def test_delong_is_the_bootstraps_deviation():
+    generator = np.random.default_rng(0)
+    truth, a, b = make_scores(generator)
+    found = delong(truth, a, b)
+    kinds = np.flatnonzero(truth), np.flatnonzero(~truth)
+    drawn = []
+    for _ in range(500):
+        chosen = np.concatenate([generator.choice(own, len(own)) for own in kinds])
+        one, two = (area_under_curve(truth[chosen], own[chosen]) for own in (a, b))
+        drawn.append(one - two)
+    assert (found.high - found.low) / 2 / 1.96 == pytest.approx(np.std(drawn), rel=0.15)
+
+
+def test_delong_turned_round_and_in_other_units():
+    truth, a, b = make_scores(np.random.default_rng(1))
+    forth, back = delong(truth, a, b), delong(truth, b, a)
+    assert back == pytest.approx((-forth.difference, -forth.high, -forth.low, forth.p))
+    assert delong(truth, np.exp(3 * a) - 7, b) == pytest.approx(forth)
+    wider = delong(truth, a, b, confidence=0.99)
+    assert wider.low < forth.low and wider.high > forth.high and wider.p == forth.p
+
+
+def test_verdicts():
+    truth, a, b = make_scores(np.random.default_rng(2), noise=(0.1, 3.0))
+    assert (delong(truth, a, b).verdict, delong(truth, b, a).verdict) == ("better", "worse")
+    assert delong(truth, a, a) == (0.0, 0.0, 0.0, 1.0) and delong(truth, a, a).verdict == "tie"
+    perfect = np.where(truth, 1.0, 0.0)
+    assert delong(truth, perfect, -perfect) == (1.0, 1.0, 1.0, 0.0)
+
+
+def test_equal_scores_are_told_apart_as_seldom_as_the_level_says():
+    generator = np.random.default_rng(3)
+    verdicts = [delong(*make_scores(generator, 80, (1.0, 1.0))).verdict for _ in range(300)]
+    assert 0.01 <= np.mean([verdict != "tie" for verdict in verdicts]) <= 0.1
+
+
+@pytest.mark.parametrize(
+    ("truth", "scores", "message"),
+    [
+        ([1, 1, 0], [0.1, 0.2, 0.3], "got 2 positive and 1 negative"),
+        ([0, 0, 0], [0.1, 0.2, 0.3], "got 0 positive and 3 negative"),
+        ([1, 1, 0], [0.1, 0.2], r"got shapes \(3,\) and \(2,\)"),
+        ([0, 2, 0, 2], [1, 2, 3, 4], r"must be 0 or 1, got \[0, 2\]"),
+        ([0, 1, 0, 1], [1, math.nan, 3, 4], "got nan in place 1"),
+    ],
+)
+def test_what_has_no_curve(truth, scores, message):
+    with pytest.raises(TomokitError, match=message):
+        auc_variance(truth, scores)
+    with pytest.raises(TomokitError, match=message):
+        delong(truth, scores, scores)
+
+
+def test_several_trainings_stand_for_the_mean_of_their_curves():
+    truth, a, b = make_scores(np.random.default_rng(4))
+    c = make_scores(np.random.default_rng(4), noise=(1.0, 2.0))[2]
+    alone = delong(truth, a, b)
+    assert delong(truth, np.column_stack([a, a]), b[:, None]) == pytest.approx(alone)
+    found = delong(truth, np.column_stack([a, c]), b)
+    assert found.difference == pytest.approx((alone.difference + delong(truth, c, b).difference) / 2)
+    _, covariance = areas_by_definition(truth, a, c, b)
+    weights = np.array([0.5, 0.5, -1.0])
+    assert (found.high - found.low) / 2 / 1.959964 == pytest.approx(math.sqrt(weights @ covariance @ weights), rel=1e-5)
+    with pytest.raises(TomokitError, match=r"got shapes \(3,\) and \(2,\)"):
+        delong([1, 1, 0], [[0.1, 0.3], [0.2, 0.4]], [0.1, 0.2])

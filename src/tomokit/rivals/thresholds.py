@@ -1,26 +1,14 @@
-"""Cheap rivals to show beside a network: intensity thresholds, and a logistic regression on the histogram.
-
-Both see each intensity as stored and also normalised by the image's own percentiles, since the former carries
-the information in CT (HU) and the latter in MRI (arbitrary units).
-"""
+"""The best intensity threshold of each structure."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from tomokit.errors import TomokitError
+from tomokit.rivals.cases import QUANTILES_PER_CASE, Volume, identify, load, normalise_intensity
 
-HISTOGRAM_BINS = 32
-QUANTILES_PER_CASE = 1001
-
-Volume = NDArray[Any]
 Interval = tuple[float, float]
 Pairs = Callable[[], Iterable[tuple[Volume, Volume]]]  # called once a pass: one case in memory at a time
 
@@ -28,12 +16,6 @@ Pairs = Callable[[], Iterable[tuple[Volume, Volume]]]  # called once a pass: one
 class _Fit(NamedTuple):
     interval: Interval
     dice: float
-
-
-def normalise_intensity(image: Volume) -> NDArray[np.float32]:
-    """Return `image`, of any shape, with its own 1st percentile at 0 and its 99th at 1, unclipped."""
-    low, high = np.percentile(image, (1, 99))
-    return ((image - low) / max(float(high - low), 1e-6)).astype(np.float32)
 
 
 def fit_thresholds(
@@ -91,60 +73,13 @@ def score_thresholds(
                 found = apply_threshold(alike, own.interval)
             else:
                 found = apply_threshold(image, raw.interval)
-            rows.append(_identify(entry) | {"class": name, "dice": _dice(found, label == value)})
+            rows.append(identify(entry) | {"class": name, "dice": _dice(found, label == value)})
     return rows
-
-
-def score_histogram(
-    training_entries: Sequence[Mapping[str, Any]],
-    test_entries: Sequence[Mapping[str, Any]],
-    classes: Mapping[str, str],
-) -> list[dict[str, Any]]:
-    """Return a row `{"case", "patient", "truth", "p_<class>" …}` of a logistic regression per test case.
-
-    Its features are the shares of voxels in 32 bins of the stored and in 32 of the normalised intensities,
-    between the training images' 0.5th and 99.5th percentiles, standardised by the training cases. Entries
-    hold `case`, `image` (NIfTI) and `label` (an integer class); `classes` is dataset.json's `labels`, `{"0":
-    "compact", …}`. `truth` is the class's name and each `p_` its probability, 0 for a class without training
-    cases.
-
-    Raises:
-        TomokitError: when the training cases are all of one class, or a label is no class.
-    """
-    names = {int(value): name for value, name in classes.items()}
-    for entry in [*training_entries, *test_entries]:
-        if entry["label"] not in list(names):  # a list, since a label may be unhashable
-            known = ", ".join(str(value) for value in names)
-            raise TomokitError(f"{entry['case']} has the label {entry['label']!r}; the classes are {known}")
-    targets = np.array([int(entry["label"]) for entry in training_entries])
-    if len(np.unique(targets)) < 2:
-        seen = ", ".join(names[value] for value in np.unique(targets).tolist()) or "none"
-        raise TomokitError(f"a classifier needs training cases of at least two classes, got only: {seen}")
-    edges = _histogram_edges(training_entries)
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    model.fit(np.stack([_histogram(entry, edges) for entry in training_entries]), targets)
-    rows = []
-    for entry in test_entries:
-        probabilities = model.predict_proba(_histogram(entry, edges)[None])[0].tolist()
-        known_classes = dict(zip(model.classes_.tolist(), probabilities, strict=True))
-        scores = {f"p_{name}": known_classes.get(value, 0.0) for value, name in names.items()}
-        rows.append(_identify(entry) | {"truth": names[int(entry["label"])]} | scores)
-    return rows
-
-
-def _identify(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {"case": entry["case"], "patient": entry.get("patient", entry["case"])}
-
-
-def _load(path: str | Path | Sequence[str | Path]) -> Volume:
-    """Return a file's voxels; of several modalities the first one's."""
-    first = path if isinstance(path, str | Path) else path[0]
-    return np.asanyarray(nib.squeeze_image(nib.load(first)).dataobj)
 
 
 def _load_pairs(entries: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Volume, Volume]]:
     for entry in entries:
-        image, label = _load(entry["image"]), _load(entry["label"])
+        image, label = load(entry["image"]), load(entry["label"])
         _check_shapes(entry["case"], image, label)
         yield image, label
 
@@ -207,22 +142,3 @@ def _interval_dice(image: Volume, truth: Volume, edges: NDArray[np.float64]) -> 
     overlap = hits[None, 1:] - hits[:-1, None]
     total = found[None, 1:] - found[:-1, None] + int(truth.sum())
     return np.where(total > 0, 2 * overlap / np.maximum(total, 1), np.nan)
-
-
-def _histogram_edges(entries: Sequence[Mapping[str, Any]]) -> list[NDArray[np.float64]]:
-    """Return the bins of the stored and of the normalised intensities, open at both ends."""
-    samples: tuple[list[Volume], list[Volume]] = ([], [])
-    for entry in entries:
-        image = _load(entry["image"])
-        for kind, volume in zip(samples, (image, normalise_intensity(image)), strict=True):
-            kind.append(np.quantile(volume, np.linspace(0, 1, QUANTILES_PER_CASE)))
-    limits = [np.percentile(np.concatenate(kind), (0.5, 99.5)) for kind in samples]
-    return [np.concatenate([[-np.inf], np.linspace(low, high, HISTOGRAM_BINS - 1), [np.inf]]) for low, high in limits]
-
-
-def _histogram(entry: Mapping[str, Any], edges: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Return the shares of voxels in each bin, of the stored and then of the normalised intensities."""
-    image = _load(entry["image"])
-    volumes = (image, normalise_intensity(image))
-    counts = [np.histogram(volume, bins)[0] for volume, bins in zip(volumes, edges, strict=True)]
-    return np.concatenate(counts) / image.size
