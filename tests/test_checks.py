@@ -191,3 +191,14 @@ def test_size_at_spacing_follows_monai(write_volume):
     path = write_volume("a.nii.gz", np.zeros(SHAPE, np.float32), affine)
     load = Compose([LoadImage(ensure_channel_first=True), Orientation("RAS", labels=None), Spacing((1, 1.5, 2))])
     assert size_at_spacing(SHAPE, affine, (1, 1.5, 2)) == tuple(load(path).shape[1:])
+
+
+def test_all_cases_are_measured_alike(check, entry):
+    masked = entry | {"mask": entry["label"]}
+    check(masked, masked)
+    with pytest.raises(TomokitError, match=r"case_7: its entry has a `mask`, and mask_above \(0\.5\) says .*to null"):
+        check(masked, mask_above=0.5)
+    other = entry | {"case": "case_8"}
+    with pytest.raises(TomokitError, match="case_8: its entry has no `mask`, that of case_7 has one; give all"):
+        check(masked, other)
+    check(entry, mask_above=0.5)

@@ -491,7 +491,8 @@ def test_every_kind_is_planted():
     planted = {kind for _, expected in FAULTS.values() for _, kind in expected}
     elsewhere = {"duplicate_image", "image_leak", "near_duplicate_leak", "intensity_domains", "unusable"}
     clinical = {"clinical_missing", "clinical_infinite", "clinical_unit"}
-    assert planted | elsewhere | clinical == set(KINDS)
+    modalities = {"modality_absent", "own_grids"}  # test_modalities
+    assert planted | elsewhere | clinical | modalities == set(KINDS)
 
 
 def test_an_unusable_set_is_told_with_exit_2(plant, tmp_path):

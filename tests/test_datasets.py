@@ -12,6 +12,7 @@ from tomokit.datasets import (
     read_description,
     read_entries,
     select_cases,
+    select_unlabelled,
     unlabelled,
 )
 from tomokit.errors import TomokitError
@@ -97,9 +98,13 @@ def test_a_description_has_labels_by_value_and_modality_by_channel(tmp_path):
         ),
         ({"training": [{"image": None, "label": 1}]}, "list of paths, got None"),
         ({"training": [{"image": [], "label": 1}]}, "list of paths, got []"),
-        ({"training": [{"image": ["a", None], "label": 1}]}, "list of paths, got ['a', None]"),
+        ({"training": [{"image": ["a", 3], "label": 1}]}, "list of paths, got ['a', 3]"),
         ({"training": [{"label": 1}]}, "list of paths, got none"),
         ({"training": [{"image": "a", "label": None}]}, "`label` must be a path or a class, got None; leave"),
+        ({"training": [{"image": "a", "label": True}]}, "a number, or a list of 0 and 1, got True"),
+        ({"training": [{"image": "a", "label": [0, True]}]}, "a list of 0 and 1, got [0, True]"),
+        ({"training": [{"image": "a", "label": float("nan")}]}, "a list of 0 and 1, got nan"),
+        ({"training": [{"image": "a", "label": 1, "mask": ""}]}, "`mask` must be a path, got ''; leave"),
         (
             {"training": [{"image": "a", "label": 1, "patient": None}]},
             "`patient` must be a name or a number, got None; leave",
@@ -139,6 +144,18 @@ def test_names_that_a_config_would_evaluate_are_refused_at_once(tmp_path):
         "`training` entry 1: `image` gives the case the name '%c': a config would read it as a macro",
     ):
         assert text in str(error.value)
+
+
+def test_a_target_may_be_any_finite_number(tmp_path):
+    items = [{"image": f"c{i}.nii.gz", "label": label} for i, label in enumerate((61.5, 62, -0.5, 1e-3))]
+    entries = read_entries(write_set(tmp_path, items))
+    assert [entry["label"] for entry in entries] == [61.5, 62, -0.5, 0.001]
+    assert [type(entry["label"]) for entry in entries] == [float, int, float, float]
+
+
+def test_paths_of_an_entry_are_absolute(tmp_path):
+    folder = write_set(tmp_path, [{"image": "i.nii.gz", "label": 1, "mask": "m/i.nii.gz"}])
+    assert read_entries(folder)[0]["mask"] == str(folder / "m" / "i.nii.gz")
 
 
 def test_a_folder_whose_path_a_config_has_changed_is_told():
@@ -194,6 +211,25 @@ def test_a_patient_on_two_sides_is_refused(tmp_path):
         select_cases(folder, "splits.json", 0, training=["c0"], validation=[], test=["c1"])
 
 
+def test_what_else_stands_in_an_entry_reaches_no_batch_unless_it_is_kept(tmp_path):
+    """MONAI takes keys such as `image_id` for metadata of the image."""
+    items = [{**item, "image_id": number, "weight": 2.5} for number, item in enumerate(make_items(5))]
+    (entry,) = select_cases(write_set(tmp_path, items), "splits.json", 0, keep=["weight"])["test"]
+    assert set(entry) == {"case", "patient", "image", "label", "weight"}
+
+
 @pytest.mark.parametrize(("image", "name"), [("a/b.c.nii.gz", "b.c"), (["x_0.nii", "x_1.nii"], "x_0"), ("s.mha", "s")])
 def test_a_case_is_named_by_its_first_file(image, name):
     assert case_name(image) == name
+
+
+def test_what_a_split_sets_apart_is_not_trained_on_without_its_label_either(tmp_path):
+    items = [{"image": f"c{i}.nii.gz", "label": i % 2, "patient": f"p{i}"} for i in range(6)]
+    bare = [{"image": "u.nii.gz", "patient": "p5"}, {"image": "v.nii.gz", "patient": "p0"}, {"image": "w.nii.gz"}]
+    folder = write_set(tmp_path, [*items, *bare])
+    fold = {"training": ["c0", "c1", "c2"], "validation": ["c3"], "test": ["c4"]}
+    (folder / "splits.json").write_text(json.dumps({"folds": [fold], "robustness": ["c5"]}))
+    cases = select_cases(folder, "splits.json", 0, limit=2)
+    found = select_unlabelled(folder, "splits.json", 0, 0, cases)
+    (left_out,) = {"c0", "c1", "c2"} - {entry["case"] for entry in cases["training"]}
+    assert [entry["case"] for entry in found] == [left_out, "v", "w"]  # u is of a patient set apart

@@ -275,7 +275,7 @@ def test_nnunets_folds_are_five():
     [
         (["a.nii", 1], "class and file"),
         ([[0, 1], [0, 1, 1]], "list of 2 and list of 3"),
-        ([0.5, 1.5], "are float; give"),
+        ([True, True], "are bool; give"),
         ([], "not there"),
     ],
 )
@@ -419,3 +419,41 @@ def test_each_part_has_the_rare_class_though_two_patients_have_most_of_it():
     for seed in range(10):
         parts = draw_split(entries, seed)
         assert all(any(label[name] for name in names) for names in parts.values()), seed
+
+
+# Values
+
+
+def make_values(patients: int) -> list[dict]:
+    """Return cases with a value each, every third of them a whole number."""
+    return [{**entry, "label": i if i % 3 == 0 else i + 0.5} for i, entry in enumerate(make_entries(patients))]
+
+
+def test_values_are_stratified_by_bins_of_about_as_many_cases():
+    strata = class_strata(make_values(40))
+    assert {tuple(vector) for vector in strata.values()} == {tuple(np.eye(8)[number]) for number in range(8)}
+    assert [vector.index(1) for vector in strata.values()] == [number // 5 for number in range(40)]
+    assert {len(vector) for vector in class_strata(make_values(200)).values()} == {10}
+    assert {tuple(vector) for vector in class_strata(make_values(4)).values()} == {(1.0,)}
+    files = [{**entry, "label": "a.nii.gz"} for entry in make_entries(4)]
+    assert class_strata(files) is None and class_strata([*files[:2], *make_values(4)[2:]]) is None
+
+
+def test_values_are_shared_out_alike():
+    entries = make_values(60)
+    values = {entry["case"]: entry["label"] for entry in entries}
+    for seed in range(10):
+        for fold in (draw_split(entries, seed), *draw_folds(entries, 3, seed)):
+            for part in ("training", "test"):
+                assert abs(np.mean([values[name] for name in fold[part]]) - np.mean(list(values.values()))) < 4
+
+
+def test_a_split_of_values_says_so(capsys):
+    entries = make_values(20)
+    split, volumes = make_split({"training": entries, "validation": [], "test": []}, 1, False, 0, [], QUIET)
+    assert split.stratified_by == "value" and split.method == "6:2:2 by patient, stratified by value" and not volumes
+    print_split(split, entries, volumes, Console(markup=False, highlight=False, width=100))
+    output = capsys.readouterr().out
+    assert "values" in output and "cases per class" not in output
+    median = np.median([entry["label"] for entry in entries if entry["case"] in split.folds[0]["test"]])
+    assert f"median {median:.4g}" in output

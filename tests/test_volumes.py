@@ -10,7 +10,7 @@ from PIL import Image
 
 from tomokit import volumes
 from tomokit.errors import TomokitError
-from tomokit.volumes import read_header, read_volume, stem_of, suffix_of, write_volume
+from tomokit.volumes import itk_image, read_header, read_volume, stem_of, suffix_of, write_volume
 
 SHAPE = (7, 6, 5)
 OBLIQUE = np.array([[1.2, -0.3, 0.1, -20], [0.4, 0.9, 0.2, 7], [-0.2, 0.1, 2.5, 30], [0, 0, 0, 1]])
@@ -227,3 +227,17 @@ def test_blanks_and_empty_lines_hide_no_data_file(tmp_path, array, before):
     path.write_text("Comment = x\n" * 10_000 + path.read_text())
     with pytest.raises(TomokitError, match="names no data file in its first 64 KiB"):
         read_header(path)
+
+
+def test_an_itk_image_comes_back_as_it_went(tmp_path, array):
+    image = itk_image(array, orthogonal())
+    assert image.GetSize() == array.shape and image[2, 3, 4] == array[2, 3, 4]
+    sitk.WriteImage(image, str(tmp_path / "a.mha"))
+    back = read_volume(tmp_path / "a.mha")
+    np.testing.assert_array_equal(back.array, array)
+    np.testing.assert_allclose(back.affine, orthogonal(), atol=1e-5)
+
+
+def test_an_itk_image_needs_a_grid(array):
+    with pytest.raises(TomokitError, match=r"an affine must be an invertible \(4, 4\) matrix"):
+        itk_image(array, np.zeros((4, 4)))

@@ -1,6 +1,7 @@
 """Data sets in the Medical Segmentation Decathlon's layout: found by name or folder, read, brought in."""
 
 import logging
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -8,12 +9,15 @@ from typing import Any
 
 from tomokit.errors import TomokitError, raise_problems
 from tomokit.files import read_json
-from tomokit.splits import PARTS, check_disjoint, class_strata, draw_split, read_split
+from tomokit.splits import PARTS, check_disjoint, class_strata, draw_split, limit_cases, read_split
 from tomokit.volumes import stem_of
 
 logger = logging.getLogger(__name__)
 
 Entry = dict[str, Any]
+KEPT = ("case", "patient", "image", "mask")  # keys of an entry that tell nothing of its label
+GIVEN = (*KEPT, "label", "labelled", "change")  # keys of an entry that transforms get; of others there may be anything
+MISSING = frozenset(("", "na", "n/a", "nan", "null", "-", "."))  # texts of a record, or a table, that say nothing
 READ_AS = {"$": "Python code", "@": "a reference", "%": "a macro"}  # by MONAI's configs, where a text begins so
 
 
@@ -80,8 +84,9 @@ def read_entries(folder: Path, sections: Sequence[str] = PARTS, labelled: bool =
     """Return the entries of `folder/dataset.json`, with absolute paths and a case name and patient each.
 
     An entry is `{"case", "patient", "image", "label", …}`; `image` is a path or a list of paths, one per
-    modality; `label` is a path, a class, or a list of 0 and 1. Entries without a label are left out, unless
-    `labelled` is False; they then have no key `label`.
+    modality (None for one that is absent); `label` is a path, a class, a number (the target of a regression), or a
+    list of 0 and 1. Entries without a label are left out, unless `labelled` is False; they then have no key `label`.
+    `mask`, where given, is the path of the structure's mask on the image's grid.
 
     Raises:
         TomokitError: when `dataset.json` is malformed, lists no such case, or names a case twice.
@@ -122,6 +127,8 @@ def select_cases(
     validation: Sequence[str] | None = None,
     test: Sequence[str] | None = None,
     join_validation: bool = False,
+    keep: Sequence[str] = (),
+    limit: float | None = None,
 ) -> dict[str, list[Entry]]:
     """Return `{"training": entries, "validation": entries, "test": entries}`, disjoint by patient.
 
@@ -129,23 +136,29 @@ def select_cases(
     `split`: a file in the data set's folder or anywhere else, of which `fold` is taken. Where the data set
     has no such file and `split` is the default `splits.json`, a 6:2:2 split by patient is drawn with `seed`;
     labelled `validation` and `test` sections of its `dataset.json` then stay as they are. With `join_validation`
-    the validation cases are trained on too, by a fixed schedule, since none is left to choose an epoch by.
+    the validation cases are trained on too, by a fixed schedule, since none is left to choose an epoch by. Of an
+    entry's other keys (`clinical`, `slice_labels`, one of your own) those in `keep` stay: gaps, and what is not in
+    every entry, fit no plain batch. With `limit` only so many of the split's training cases are trained on
+    (`splits.limit_cases`, drawn with `seed`); lists that are given were drawn already.
 
     Raises:
-        TomokitError: when the data set, the split or a named case is absent, a patient is on two sides, or the
-            split file keeps the hash of other cases.
+        TomokitError: when the data set, the split or a named case is absent, a patient is on two sides, there are
+            fewer training cases than `limit`, or the split file keeps the hash of other cases.
     """
     folder = find_dataset(dataset_dir)
     entries = read_entries(folder)
     if training is not None and validation is not None and test is not None:
         names = dict(zip(PARTS, map(list, (training, validation, test)), strict=True))
+        limit = None
     else:
         names = _names_of_split(folder, split, fold, seed, entries)
     by_name = {entry["case"]: entry for entry in entries}
     unknown = [f"{name} ({part})" for part in PARTS for name in names[part] if name not in by_name]
     raise_problems(f"the split names cases that {folder} does not have; make the split again", unknown)
-    # records have gaps, which no batch can hold
-    plain = {name: {key: entry[key] for key in entry if key != "clinical"} for name, entry in by_name.items()}
+    if limit is not None:
+        names["training"] = limit_cases([by_name[name] for name in names["training"]], limit, seed)
+    given = {*GIVEN, *keep}
+    plain = {name: {key: entry[key] for key in entry if key in given} for name, entry in by_name.items()}
     if join_validation:
         names = {"training": [*names["training"], *names["validation"]], "validation": [], "test": names["test"]}
     cases = {part: [plain[name] for name in names[part]] for part in PARTS}
@@ -155,14 +168,53 @@ def select_cases(
     return cases
 
 
+def select_unlabelled(
+    dataset_dir: str | Path, split: str | Path, fold: int, seed: int, cases: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> list[Entry]:
+    """Return entries without a label that may be trained on: `{"case", "patient", "image"}`, and `mask` where given.
+
+    They are the training cases of the split that `cases` leaves out, as a `limit` does, whose labels are hidden, and
+    entries of the `training` section of `dataset.json` without a label. Patients of the validation and test cases, and
+    of what the split sets apart, are left out. The arguments are those of `select_cases`, and what it returned.
+
+    Raises:
+        TomokitError: when there is none, and as `select_cases`.
+    """
+    folder = find_dataset(dataset_dir)
+    entries = read_entries(folder)
+    hidden = set(_names_of_split(folder, split, fold, seed, entries)["training"])
+    bare = [entry for entry in read_entries(folder, ["training"], labelled=False) if "label" not in entry]
+    taken = {entry["case"] for part in cases.values() for entry in part}
+    barred = {entry["patient"] for part in ("validation", "test") for entry in cases[part]}
+    barred |= {entry["patient"] for entry in entries if entry["case"] not in hidden | taken}  # a robustness set's too
+    found = [
+        {key: entry[key] for key in KEPT if key in entry}
+        for entry in [*(entry for entry in entries if entry["case"] in hidden), *bare]
+        if entry["case"] not in taken and entry["patient"] not in barred
+    ]
+    if not found:
+        raise TomokitError(
+            f"no unlabelled case in {folder}: all {len(cases['training'])} training cases are labelled; set "
+            "`label_count` (layer few_labels), or list images without a label in `training` of dataset.json"
+        )
+    logger.info("%d unlabelled training cases beside %d labelled ones", len(found), len(cases["training"]))
+    return found
+
+
 def unlabelled(entries: Sequence[Mapping[str, Any]]) -> list[Entry]:
     """Return entries whose `label` is renamed `truth`, so that no transform reads it before the network ran."""
     return [{("truth" if key == "label" else key): value for key, value in entry.items()} for entry in entries]
 
 
-def case_name(image: str | Sequence[str]) -> str:
-    """Return the case's name: the first image's file name without its suffixes, nor the number of its channel."""
-    return stem_of(image) if isinstance(image, str) else stem_of(image[0]).removesuffix("_0000")
+def case_name(image: str | Sequence[str | None]) -> str:
+    """Return the case's name: the first image's file name without its suffixes, nor the number of its channel.
+
+    Of several modalities the first one that is there gives the name.
+    """
+    if isinstance(image, str):
+        return stem_of(image)
+    place, path = next((place, path) for place, path in enumerate(image) if path is not None)
+    return stem_of(path).removesuffix(f"_{place:04d}")
 
 
 def misread(name: str) -> str:
@@ -235,7 +287,9 @@ def _entry_problems(item: Any) -> list[str]:
     if "label" in item and item["label"] in (None, ""):
         problems.append(f"`label` must be a path or a class, got {item['label']!r}; leave the key out if there is none")
     if "label" in item and not _is_label(item["label"]):
-        problems.append(f"`label` must be a path, a class, or a list of 0 and 1, got {item['label']!r}")
+        problems.append(f"`label` must be a path, a class, a number, or a list of 0 and 1, got {item['label']!r}")
+    if "mask" in item and not _is_path(item["mask"]):
+        problems.append(f"`mask` must be a path, got {item['mask']!r}; leave the key out if there is none")
     if "clinical" in item and not isinstance(item["clinical"], dict | None):
         problems.append(f"`clinical` must be an object of fields, got {item['clinical']!r}")
     if "patient" in item and (not isinstance(item["patient"], str | int) or item["patient"] == ""):
@@ -244,9 +298,11 @@ def _entry_problems(item: Any) -> list[str]:
 
 
 def _is_image(image: Any) -> bool:
-    """Return whether `image` is a path or a list of paths, none of them empty or impossible."""
+    """Return whether `image` is a path or a list of paths, of which some but not all may be None."""
     paths = [image] if isinstance(image, str) else image
-    return isinstance(paths, list) and bool(paths) and all(map(_is_path, paths))
+    if not isinstance(paths, list) or all(path is None for path in paths):
+        return False
+    return all(path is None or _is_path(path) for path in paths)
 
 
 def _is_path(path: Any) -> bool:
@@ -255,9 +311,11 @@ def _is_path(path: Any) -> bool:
 
 
 def _is_label(label: Any) -> bool:
-    """Return whether a value is a path, a class, or a list of numbers; what is empty is told elsewhere."""
+    """Return whether a value is a path, a class, a number, or a list of 0 and 1; what is empty is told elsewhere."""
     if isinstance(label, list):
-        return bool(label) and all(isinstance(value, int) for value in label)
+        return bool(label) and all(isinstance(value, int) and not isinstance(value, bool) for value in label)
+    if isinstance(label, bool | float):  # JSON's true is no class, and NaN and Infinity are no target
+        return isinstance(label, float) and math.isfinite(label)
     return label in (None, "") or isinstance(label, int) or _is_path(label)
 
 
@@ -284,10 +342,11 @@ def _resolve(folder: Path, item: Mapping[str, Any]) -> Entry:
         **item,
         "case": case,
         "patient": str(item.get("patient", case)),
-        "image": str(folder / image) if isinstance(image, str) else [str(folder / path) for path in image],
+        "image": str(folder / image) if isinstance(image, str) else [path and str(folder / path) for path in image],
     }
-    if isinstance(item.get("label"), str):
-        entry["label"] = str(folder / item["label"])
+    for key in ("label", "mask"):
+        if isinstance(item.get(key), str):
+            entry[key] = str(folder / item[key])
     return entry
 
 
@@ -303,7 +362,7 @@ def _names_of_split(
     given = _read_sections(folder)
     training = given.pop("training")
     kept = " and ".join(part for part in given if given[part]) or "nothing"
-    how = "6:2:2 by patient and class" if class_strata(training) else "6:2:2 by patient"
+    how = "6:2:2 by patient and label" if class_strata(training) else "6:2:2 by patient"
     logger.info("%s has no splits.json: %s, drawn with seed %d; %s kept", folder, how, seed, kept)
     return draw_split(training, seed, given)
 

@@ -38,6 +38,7 @@ COMPANIONS = ("metadata.json", "logging.conf")
 DISTRIBUTED = "tomokit.engines.distributed_device"
 ONE_DEVICE = "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')"
 HASHED_BYTES = 1 << 20
+LEARNED = ("clinical", "slice_labels", "change")  # beside the label, of entries in which a bundle keeps them
 
 
 def start_training_run(
@@ -139,12 +140,19 @@ def describe_environment(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> di
 
 
 def hash_cases(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Return a SHA-256 over every case's name, class, and files (size and first MiB), in order of the names."""
+    """Return a SHA-256 over every case's name, label, record and files (size and first MiB), in order of the names."""
     digest = hashlib.sha256()
     for entry in sorted(chain.from_iterable(cases.values()), key=lambda entry: str(entry["case"])):
         images = [entry["image"]] if isinstance(entry["image"], str) else entry["image"]
         digest.update(f"{entry['case']} {entry['label'] if not isinstance(entry['label'], str) else ''}".encode())
-        for path in [*images, *([entry["label"]] if isinstance(entry["label"], str) else [])]:
+        for key in LEARNED:
+            if entry.get(key):
+                digest.update(json.dumps(entry[key], sort_keys=True, default=str).encode())
+        further = [entry[key] for key in ("label", "mask") if isinstance(entry.get(key), str)]
+        for path in [*images, *further]:
+            if path is None:
+                digest.update(b"absent")
+                continue
             with Path(path).open("rb") as file:
                 digest.update(str(os.fstat(file.fileno()).st_size).encode())
                 digest.update(file.read(HASHED_BYTES))

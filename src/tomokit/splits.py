@@ -25,7 +25,7 @@ NNUNET_METHOD = "nnU-Net's five folds by name"
 INNER_VALIDATION_SHARE = 0.08  # of a fold's training patients
 VOLUME_BINS = 10  # bins of label volume at most
 SMALLEST_BIN = 5  # patients of a bin at least: what 6:2:2 can share out
-LABEL_STRATA = {"class": "class", "list": "each label"}  # by kind of label; files are stratified by volume
+LABEL_STRATA = {"class": "class", "list": "each label", "value": "value"}  # by kind of label; files: by volume
 READERS = 4  # each holds one label in memory
 Entry = Mapping[str, Any]
 Strata = Mapping[str, Sequence[float]]  # case name -> what is shared out in proportion: one-hot class, 0/1 labels
@@ -179,7 +179,7 @@ def share_out(entries: Sequence[Entry], sizes: Sequence[int], seed: int, strata:
 
 
 def class_strata(entries: Sequence[Entry]) -> Strata | None:
-    """Return each case's class (one-hot) or its list of 0 and 1; None where labels are files, absent, or mixed."""
+    """Return each case's class or bin of values (one-hot), or list of 0 and 1; None for files and mixed labels."""
     labels: dict[str, Any] = {str(entry["case"]): entry.get("label") for entry in entries}
     if labels and all(isinstance(label, int) for label in labels.values()):
         classes = sorted(set(labels.values()))
@@ -187,6 +187,9 @@ def class_strata(entries: Sequence[Entry]) -> Strata | None:
     lists = [label for label in labels.values() if isinstance(label, list)]
     if lists and len(lists) == len(labels) and len({len(label) for label in lists}) == 1:
         return {case: [float(value) for value in label] for case, label in labels.items()}
+    numbers = {case: float(label) for case, label in labels.items() if type(label) in (int, float)}
+    if labels and len(numbers) == len(labels):
+        return volume_strata(numbers, min(max(len(numbers) // SMALLEST_BIN, 1), VOLUME_BINS))
     return None
 
 
@@ -198,6 +201,39 @@ def volume_strata(volumes_ml: Mapping[str, float], bins: int) -> Strata:
         for own, cases in enumerate(np.array_split(order, bins))
         for case in cases.tolist()
     }
+
+
+def limit_cases(entries: Sequence[Entry], limit: float, seed: int) -> list[str]:
+    """Return the names of `limit` of the cases, stratified and nested: those of a smaller limit are the first of them.
+
+    One case of each class (or bin of values, or list of labels) comes first, the most frequent first; then all come in
+    proportion. Where labels are files, the order is drawn at random.
+
+    Args:
+        entries: the training cases.
+        limit: how many, 1 or more; below 1, their share.
+        seed: of the draw, which does not depend on the order of `entries`.
+
+    Raises:
+        TomokitError: when the limit is no such number, or there are fewer cases.
+    """
+    count = max(1, round(limit * len(entries))) if isinstance(limit, float) and 0 < limit < 1 else limit
+    if isinstance(limit, bool) or count not in range(1, len(entries) + 1):
+        raise TomokitError(
+            f"the labelled training cases (`label_count`) must be a whole number from 1 to {len(entries)}, as many as "
+            f"there are, or a share below 1; got {limit!r}"
+        )
+    rng = np.random.default_rng(seed)
+    ordered = sorted(entries, key=lambda entry: str(entry["case"]))
+    strata = class_strata(ordered) or {name: () for name in _names(ordered)}
+    kinds: dict[tuple[float, ...], list[str]] = {}
+    for place in rng.permutation(len(ordered)):
+        name = str(ordered[place]["case"])
+        kinds.setdefault(tuple(strata[name]), []).append(name)
+    groups = sorted(kinds.values(), key=len, reverse=True)
+    row = [group.pop() for group in groups]
+    row += [groups[kind].pop() for kind in _deal(np.array([len(group) for group in groups]), rng)]
+    return row[: int(count)]
 
 
 def _complete_folds(
@@ -353,7 +389,8 @@ def print_split(split: Split, entries: Sequence[Entry], volumes_ml: Mapping[str,
     table.add_column("patients", justify="right")
     known = volumes_ml or class_strata(entries)
     if known:
-        table.add_column("median foreground, ml" if volumes_ml else "cases per class")
+        valued = any(isinstance(entry.get("label"), float) for entry in entries)
+        table.add_column("median foreground, ml" if volumes_ml else "values" if valued else "cases per class")
     rows = [
         (str(number) if part == PARTS[0] else "", part, fold[part])
         for number, fold in enumerate(split.folds)
@@ -391,18 +428,19 @@ def _draw_stratified(
 
 
 def _kind_of_labels(entries: Sequence[Entry]) -> str:
-    """Return what the labels are: "file", "class" or "list".
+    """Return what the labels are: "file", "class", "list" or "value"; whole numbers among others are values too.
 
     Raises:
         TomokitError: when they are of several kinds, or of none of these.
     """
-    kinds = sorted({_kind_of_label(entry["label"]) for entry in entries})
+    found = {_kind_of_label(entry["label"]) for entry in entries}
+    kinds = sorted({"value"} if found == {"class", "value"} else found)
     kind = kinds[0].partition(" ")[0] if len(kinds) == 1 else ""
-    if kind in ("file", "class", "list"):
+    if kind in ("file", "class", "list", "value"):
         return kind
     raise TomokitError(
         f"labels can't be stratified that are {' and '.join(kinds) or 'not there'}; give every entry of dataset.json "
-        "a path, or a class (a whole number), or a list of 0 and 1, as many in each"
+        "a path, or a class (a whole number), or a number, or a list of 0 and 1, as many in each"
     )
 
 
@@ -410,7 +448,7 @@ def _kind_of_label(label: Any) -> str:
     """Return what one label is."""
     if isinstance(label, list):
         return f"list of {len(label)}"
-    return "file" if isinstance(label, str) else "class" if isinstance(label, int) else type(label).__name__
+    return {str: "file", int: "class", float: "value"}.get(type(label), type(label).__name__)
 
 
 def _describe_labels(entries: Sequence[Entry], volumes_ml: Mapping[str, float]) -> str:
@@ -421,6 +459,8 @@ def _describe_labels(entries: Sequence[Entry], volumes_ml: Mapping[str, float]) 
         return str(np.format_float_positional(median, 3, fractional=False, trim="-"))
     if strata is None:
         return "–"
+    if any(isinstance(entry["label"], float) for entry in entries):
+        return f"median {np.median([entry['label'] for entry in entries]):.4g}"
     counts = np.sum(list(strata.values()), axis=0).astype(int).tolist()
     several = isinstance(entries[0]["label"], list)
     names = range(len(counts)) if several else sorted({entry["label"] for entry in entries})

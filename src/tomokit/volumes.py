@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import nibabel
 import numpy as np
 import SimpleITK as sitk
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike, NDArray
@@ -303,6 +303,21 @@ def _itk_array(path: Path, header: Header) -> NDArray[Any]:
     spatial = tuple(reversed(range(array.ndim - channels)))
     turned = array.transpose(*spatial, *([array.ndim - 1] if channels else []))
     return turned.reshape(header.shape)
+
+
+def itk_image(array: ArrayLike, affine: ArrayLike) -> sitk.Image:
+    """Return an array (X, Y, Z) of numbers, not bool, on its grid as SimpleITK's image: axes z, y, x and LPS inside.
+
+    Raises:
+        TomokitError: when `affine` is not an invertible (4, 4) matrix.
+    """
+    turned = LPS_TO_RAS @ check_affine(affine)
+    spacing = voxel_sizes(turned)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(np.transpose(array)))
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((turned[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(turned[:3, 3].tolist())
+    return image
 
 
 def voxel_files(path: Path) -> list[Path]:

@@ -38,10 +38,16 @@ BYTES_PER_BYTE = 5  # an image, its label, a slab in float32, the pieces of a st
 
 
 class Expected(NamedTuple):
-    """What the data set says of every case: label values, and the kind of each channel (None: unsaid)."""
+    """What the data set says of every case: label values, and the kind of each channel (None: unsaid).
+
+    Attributes:
+        own_grids: whether the modalities of a case may lie on grids of their own, or be absent; None only warns of the
+            former, and False of the latter.
+    """
 
     values: frozenset[int] | None
     modality: tuple[str, ...] | None
+    own_grids: bool | None = False
 
 
 class View(NamedTuple):
@@ -77,7 +83,7 @@ class Case:
     entry: Mapping[str, Any]
     findings: list[Finding] = field(default_factory=list)
     header: Header | None = None  # of the first image
-    channels: list[Channel] = field(default_factory=list)
+    channels: list[Channel | None] = field(default_factory=list)  # one per image; None where it can't be read
     image_digests: list[str] = field(default_factory=list)  # one per image
     label_digest: str | None = None
     descriptors: list[NDArray[np.float16] | None] = field(default_factory=list)  # one per image; None where it is flat
@@ -97,7 +103,7 @@ class Case:
     @property
     def is_readable(self) -> bool:
         """Return whether the voxels of its images could be read."""
-        return bool(self.channels)
+        return any(channel is not None for channel in self.channels)
 
 
 def examine_case(
@@ -118,18 +124,28 @@ def examine_case(
     if expected.modality is not None and len(images) != len(expected.modality):
         kinds = ", ".join(expected.modality)
         case.add("channel_count", f"{len(images)} images, but modality has {len(expected.modality)} kinds ({kinds})")
-    headers = [_read_header(case, path) for path in images]
-    case.header = headers[0]
+    headers = [None if path is None else _read_header(case, path) for path in images]
+    case.header = next(header for path, header in zip(images, headers, strict=True) if path is not None)
     label = entry.get("label")
     label_header = _read_header(case, label) if isinstance(label, str) else None
     _check_spacings(case, [*zip(images, headers, strict=True), (label, label_header)])
     if label is not None and not isinstance(label, str):
         _check_classes(case, label, expected)
-    _compare_grids(case, [*zip(images, headers, strict=True), (label, label_header)])
+    if not expected.own_grids:
+        _note_absent(case, images)
+    present = [(path, header) for path, header in zip(images, headers, strict=True) if path is not None]
+    _compare_grids(case, [*present, (label, label_header)], expected.own_grids)
     with hold(BYTES_PER_BYTE * max(map(_bytes_of, [*headers, label_header]))):
         array = _read_label(case, label, label_header, expected) if isinstance(label, str) and label_header else None
         _read_images(case, images, headers, array, expected, measured)
     return case
+
+
+def _note_absent(case: Case, images: Sequence[str | None]) -> None:
+    """Note which images of a case are absent."""
+    absent = [str(place) for place, path in enumerate(images) if path is None]
+    if absent:
+        case.add("modality_absent", f"no image {', '.join(absent)} (null in dataset.json)")
 
 
 def _bytes_of(header: Header | None) -> int:
@@ -140,7 +156,10 @@ def _bytes_of(header: Header | None) -> int:
 def images_of_entry(entry: Mapping[str, Any]) -> list[str]:
     """Return the files of a case: its images, then its label where that is a file."""
     images = [entry["image"]] if isinstance(entry["image"], str) else list(entry["image"])
-    return [*images, *([entry["label"]] if isinstance(entry.get("label"), str) else [])]
+    return [
+        *(path for path in images if path is not None),
+        *([entry["label"]] if isinstance(entry.get("label"), str) else []),
+    ]
 
 
 # Headers
@@ -213,8 +232,8 @@ def _check_spacing(case: Case, name: str, header: Header) -> None:
         case.add("header_inconsistent", evidence)
 
 
-def _compare_grids(case: Case, files: Sequence[tuple[Any, Header | None]]) -> None:
-    """Note each file whose grid is not the first image's."""
+def _compare_grids(case: Case, files: Sequence[tuple[Any, Header | None]], own_grids: bool | None = False) -> None:
+    """Note each file whose grid is not the first image's; further images may be allowed their own."""
     (first_path, first), *others = files
     if first is None:
         return
@@ -222,9 +241,12 @@ def _compare_grids(case: Case, files: Sequence[tuple[Any, Header | None]]) -> No
         if header is None:
             continue
         kind = _grid_fault(first, header)
-        if kind is not None:
-            difference = grid_difference(first.affine, first.shape[:3], header.affine, header.shape[:3])
-            case.add(kind, f"{_in_set(first_path)} and {_in_set(path)} differ: {difference}")
+        if kind is None or (own_grids and path != case.entry.get("label")):
+            continue
+        if own_grids is None and path != case.entry.get("label"):
+            kind = "own_grids"
+        difference = grid_difference(first.affine, first.shape[:3], header.affine, header.shape[:3])
+        case.add(kind, f"{_in_set(first_path)} and {_in_set(path)} differ: {difference}")
 
 
 def _in_set(path: str) -> str:
@@ -259,7 +281,7 @@ def _check_classes(case: Case, label: Any, expected: Expected) -> None:
             case.add(
                 "label_outside_map", f"the list {label} is not one 0 or 1 for each of {len(expected.values)} labels"
             )
-    elif label not in expected.values or isinstance(label, bool):
+    elif isinstance(label, bool | float) or label not in expected.values:
         case.add("label_outside_map", f"class {label!r} is not in the label map {sorted(expected.values)}")
 
 
@@ -305,7 +327,7 @@ def _distinct(array: NDArray[Any]) -> list[float]:
 
 def _read_images(
     case: Case,
-    paths: Sequence[str],
+    paths: Sequence[str | None],
     headers: Sequence[Header | None],
     label: NDArray[Any] | None,
     expected: Expected,
@@ -314,12 +336,10 @@ def _read_images(
     """Read each image's voxels, note their faults, and measure what the comparison needs."""
     fits: list[Fit] = []
     for number, (path, header) in enumerate(zip(paths, headers, strict=True)):
-        if header is None:
-            continue
-        try:
-            array = read_volume(path, header).array.reshape(header.shape[:3])
-        except TomokitError as error:
-            case.add("unreadable", str(error))
+        array = None if header is None or path is None else _voxels(case, path, header)
+        if header is None or path is None or array is None:  # it keeps its place
+            case.channels.append(None)
+            case.descriptors.append(None)
             continue
         kind = expected.modality[number] if expected.modality and number < len(expected.modality) else ""
         channel = _describe_channel(array)
@@ -334,13 +354,22 @@ def _read_images(
         turned = apply_orientation(label, turn) if label is not None and fitting else None
         if sound and turned is not None and (fit := measure_fit(image, turned)) is not None:
             fits.append(fit)
-        if number == 0:
+        if case.view is None:
             spacing = np.array(spacing_from_affine(header.affine))[np.argsort(turn[:, 0])]
             case.view = _view(image, turned, spacing, channel)
         case.descriptors.append(describe_image(image) if channel.minimum < channel.maximum else None)
     if measured:
         case.fit = max(fits, key=lambda fit: fit.information, default=None)
         _measure_label(case, label)
+
+
+def _voxels(case: Case, path: str, header: Header) -> NDArray[Any] | None:
+    """Return an image's voxels (X, Y, Z), or None with the fault noted."""
+    try:
+        return read_volume(path, header).array.reshape(header.shape[:3])
+    except TomokitError as error:
+        case.add("unreadable", str(error))
+        return None
 
 
 def _describe_channel(array: NDArray[Any]) -> Channel:

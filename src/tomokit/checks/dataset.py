@@ -62,7 +62,9 @@ def check_dataset(dataset_dir: str | Path, progress: bool = True) -> Report:
         return Report(name, {}, [], [Finding(None, "unusable", str(error))])
     labels = content.get("labels", {})
     modality = tuple(content["modality"]) if "modality" in content else None
-    expected = Expected(frozenset(map(int, labels)) if labels else None, modality)
+    classed = any(not isinstance(entry.get("label", ""), str) for entry in entries)  # a label map needs one grid
+    values = frozenset(map(int, labels)) if labels else None
+    expected = Expected(values, modality, own_grids=None if classed else False)
     cases = _examine(entries, expected, progress)
     findings = [finding for case in cases for finding in case.findings]
     orphans = _orphans(folder, entries)

@@ -67,6 +67,17 @@ KINDS = {
         "a case has more or fewer images than `modality` has kinds",
         "list one image per kind, in the order of `modality`",
     ),
+    "modality_absent": Kind(
+        WARNING,
+        "a case lacks one of its modalities (null in `image`)",
+        "train the bundle fusion with modes/modalities.yaml, which does without; other bundles refuse the case",
+    ),
+    "own_grids": Kind(
+        WARNING,
+        "the images of a case that has a class lie on grids of their own",
+        "train the bundle fusion with modes/modalities.yaml, which brings them to one grid, or resample them; other "
+        "bundles refuse the case",
+    ),
     "shape_mismatch": Kind(
         ERROR,
         "image and label, or two images of a case, have different sizes in voxels",

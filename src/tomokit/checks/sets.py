@@ -10,6 +10,7 @@ import numpy as np
 from tomokit.checks.cases import Case
 from tomokit.checks.findings import Finding
 from tomokit.checks.fit import Fit
+from tomokit.datasets import MISSING
 from tomokit.labels import lateral_names
 
 FEWEST_CASES = 5  # below, nothing is said of what is usual in a set
@@ -23,7 +24,7 @@ FAR, VERY_FAR = 3.0, 5.0  # robust standard deviations
 SMALLEST_SPREAD = 0.05  # of the logarithm of the information
 UNIT_DECADES = 0.8  # a factor of ten, less what values vary
 LARGEST_UNIT_SPREAD = 0.15  # decades; where values vary more, a power of ten tells nothing
-EMPTY_TEXTS = ("", "nan", "na", "n/a", "null", "none", "-", ".")
+EMPTY_TEXTS = MISSING | {"none"}
 
 
 def compare_cases(cases: Sequence[Case], labels: Mapping[str, str]) -> Iterator[Finding]:
@@ -59,22 +60,27 @@ def _missing_labels(cases: Sequence[Case]) -> Iterator[Finding]:
 def _intensity_domains(cases: Sequence[Case]) -> Iterator[Finding]:
     """Yield the cases whose range of intensities is a gap of orders of magnitude away from most."""
     for number in range(max((len(case.channels) for case in cases), default=0)):
-        having = [case for case in cases if len(case.channels) > number]
-        ranges = [case.channels[number].high - case.channels[number].low for case in having]
+        having = [
+            (case, channel)
+            for case in cases
+            if len(case.channels) > number and (channel := case.channels[number]) is not None
+        ]
+        if not having:
+            continue
+        ranges = [channel.high - channel.low for _, channel in having]
         # where nearly all voxels are background, the percentiles say nothing; the extremes do
-        whole = [case.channels[number].maximum - case.channels[number].minimum for case in having]
+        whole = [channel.maximum - channel.minimum for _, channel in having]
         decades = np.log10([a if a > 0 else b for a, b in zip(ranges, whole, strict=True)])
         domain = _domains(decades)
         usual = Counter(domain).most_common(1)[0][0]
         middle = 10 ** float(np.median(decades[np.array(domain) == usual]))
-        for case, own, value in zip(having, domain, decades, strict=True):
+        for (case, channel), own, value in zip(having, domain, decades, strict=True):
             if own != usual:
                 yield Finding(
                     case.name,
                     "intensity_domains",
                     f"image {number} has a range of {10**value:.3g} (1st to 99th percentile, "
-                    f"{case.channels[number].dtype}); in {Counter(domain)[usual]} of {len(having)} cases it is about "
-                    f"{middle:.3g}",
+                    f"{channel.dtype}); in {Counter(domain)[usual]} of {len(having)} cases it is about {middle:.3g}",
                 )
 
 

@@ -28,6 +28,9 @@ def check_cases(
     minimum_size: Sequence[int] | None = None,
     ignore_label: int | None = None,
     partly_labelled: bool = False,
+    task: str | None = None,
+    mask_above: float | None = None,
+    own_grids: bool = False,
 ) -> None:
     """Raise one error with every problem of every case: unreadable, mismatched, NaN, wrong labels, too small.
 
@@ -41,18 +44,27 @@ def check_cases(
         minimum_size: smaller volumes are padded to this size in voxels before they are cropped.
         ignore_label: the label of voxels that nobody labelled, allowed beside the label map's.
         partly_labelled: whether cases may tell, as `labelled`, that some classes were not annotated.
+        task: of a classification, "classes", "labels" or "value"; None for segmentation.
+        mask_above: of a classification, whose images are masks themselves: voxels above this value are the structure.
+        own_grids: whether the modalities of a case may lie on grids of their own, or be absent.
 
     Raises:
         TomokitError: that names each case, its problem and what to do.
     """
-    values = frozenset(check_label_map(labels)) | (frozenset() if ignore_label is None else {ignore_label})
-    expected = Expected(values, tuple(modality))
+    values = None  # a value has no label map: its one name tells the target
+    if task != "value":
+        values = frozenset(check_label_map(labels)) | (frozenset() if ignore_label is None else {ignore_label})
+    expected = Expected(values, tuple(modality), own_grids)
     entries = list(chain.from_iterable(cases.values()))
     with ThreadPoolExecutor(max_workers=READERS) as pool:
         found = pool.map(lambda entry: check_case(entry, expected, spacing, patch_size, minimum_size), entries)
         problems = describe_mismatch(dataset_dir, labels, modality) + list(chain.from_iterable(found))
     if not partly_labelled:
         problems += [problem for entry in entries for problem in _unused_marks(entry, labels)]
+    problems += [problem for entry in entries for problem in _kind_problems(entry, task)]
+    problems += _mask_problems(entries, mask_above)
+    if not own_grids:
+        problems += [problem for entry in entries for problem in _absent_images(entry)]
     raise_problems(f"{len(problems)} problems in the data; mend or remove these cases, then start again", problems)
 
 
@@ -64,6 +76,49 @@ def _unused_marks(entry: Mapping[str, Any], labels: Mapping[str, str]) -> list[s
     return [
         f"{entry['case']}: its entry's `labelled` leaves out {missing}, which would be taken for background; add the "
         "layer modes/partly_labelled.yaml, or plan the set anew"
+    ]
+
+
+def _absent_images(entry: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each modality that a case lacks, where all are needed."""
+    images = [] if isinstance(entry["image"], str) else entry["image"]
+    return [
+        f"{entry['case']}: its image {place} is absent (null); leave the case out, or train the bundle fusion with "
+        "modes/modalities.yaml, which does without"
+        for place, path in enumerate(images)
+        if path is None
+    ]
+
+
+def _kind_problems(entry: Mapping[str, Any], task: str | None) -> list[str]:
+    """Return a sentence when a case's label is of another kind than the task's."""
+    if task is None or "label" not in entry:  # unlabelled images are checked too
+        return []
+    label = entry["label"]
+    kind = {int: "classes", list: "labels", float: "value"}.get(type(label))
+    if kind in ({"classes", "value"} if task == "value" else {task}):
+        return []
+    wanted = {"classes": "a class, a whole number,", "labels": "a list of 0 and 1", "value": "a number"}[task]
+    return [
+        f"{entry['case']}: `label` must be {wanted} where `task` is {task}, got {label!r}; correct dataset.json, or "
+        "put the right layer of modes/ behind train.yaml: multi_label, regression, or none of them for classes"
+    ]
+
+
+def _mask_problems(entries: Sequence[Mapping[str, Any]], mask_above: float | None) -> list[str]:
+    """Return a sentence when the cases are not all measured alike: in a mask of their own, or above a value."""
+    masked = [entry["case"] for entry in entries if entry.get("mask")]
+    if not masked:
+        return []
+    if mask_above is not None:
+        return [
+            f"{masked[0]}: its entry has a `mask`, and mask_above ({mask_above}) says that images are masks; "
+            "set it to null, or take the masks out of dataset.json"
+        ]
+    return [
+        f"{entry['case']}: its entry has no `mask`, that of {masked[0]} has one; give all cases one, or none"
+        for entry in entries
+        if not entry.get("mask")
     ]
 
 

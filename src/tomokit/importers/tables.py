@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
+from tomokit.datasets import MISSING
 from tomokit.errors import TomokitError, raise_problems
 from tomokit.importers.records import Case, Plan, Source, count_of, file_source, path_inside, shorten, words
 from tomokit.importers.trees import LABEL_WORDS
 from tomokit.volumes import stem_of, suffix_of
 
-MISSING = frozenset(("", "na", "n/a", "nan", "null", "-", "."))
 PATIENT_COLUMNS = frozenset(words("patientid patient subject subjectid participantid participant pid"))
 LEAST_MATCH = 0.9
 MOST_CLASSES = 50
