@@ -2,6 +2,7 @@
 
 from tomokit.networks.attention import ContextAttention, SkipGate, context_attention_unet
 from tomokit.networks.blocks import Body, InstanceNorm, Segmenter
+from tomokit.networks.cnn import PlainCNN
 from tomokit.networks.dropout import add_dropout
 from tomokit.networks.dynamic import (
     DynamicConvolution,
@@ -9,27 +10,47 @@ from tomokit.networks.dynamic import (
     dynamic_unet,
     slicewise_dynamic_unet,
 )
+from tomokit.networks.fusion import FusionNetwork
 from tomokit.networks.heads import TaskHeads, task_head_unet
-from tomokit.networks.padding import PaddedNetwork
+from tomokit.networks.inception import Inception, InceptionBlock
+from tomokit.networks.measures import MeasuresAdded, fit_measures
+from tomokit.networks.padding import MinimumSize, PaddedNetwork
 from tomokit.networks.residual import ResidualStage, slim_vnet
 from tomokit.networks.separable import separable_unet
+from tomokit.networks.sequence import WindowSequence
+from tomokit.networks.siamese import SiameseNetwork
 from tomokit.networks.unet import LeanUNet
+from tomokit.networks.vit import ViTClassifier
+from tomokit.networks.volume import VolumeLogits
+from tomokit.networks.whole import WholeVolume
 
 __all__ = [
     "Body",
     "ContextAttention",
     "DynamicConvolution",
+    "FusionNetwork",
+    "Inception",
+    "InceptionBlock",
     "InstanceNorm",
     "LeanUNet",
+    "MeasuresAdded",
+    "MinimumSize",
     "PaddedNetwork",
+    "PlainCNN",
     "ResidualStage",
     "Segmenter",
+    "SiameseNetwork",
     "SkipGate",
     "SlicewiseDynamicConvolution",
     "TaskHeads",
+    "ViTClassifier",
+    "VolumeLogits",
+    "WholeVolume",
+    "WindowSequence",
     "add_dropout",
     "context_attention_unet",
     "dynamic_unet",
+    "fit_measures",
     "separable_unet",
     "slicewise_dynamic_unet",
     "slim_vnet",

@@ -1,4 +1,4 @@
-"""A network that asks for sizes in multiples of a number, made to take any."""
+"""A network that asks for sizes in multiples of a number, or for a smallest one, made to take any."""
 
 from collections.abc import Sequence
 
@@ -42,3 +42,35 @@ class PaddedNetwork(nn.Module):
         for axis in range(2, image.ndim):
             output = output.narrow(axis, 0, image.shape[axis])
         return output
+
+
+class MinimumSize(nn.Module):
+    """A network whose input is padded where it is too small; for outputs that have no grid, such as a classifier's.
+
+    The voxels of the edge are repeated on both sides, so that the image stays at the centre; zeros would look like
+    tissue where air is not 0.
+
+    Args:
+        network: takes (B, C, X, Y[, Z]).
+        minimum: the smallest size of an axis in voxels.
+
+    Raises:
+        TomokitError: when the minimum is below 1.
+    """
+
+    def __init__(self, network: nn.Module, minimum: int) -> None:
+        super().__init__()
+        if minimum < 1:
+            raise TomokitError(f"`minimum` must be 1 voxel or more, got {minimum}")
+        self.network = network
+        self.minimum = minimum
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the network's output for an image (B, C, X, Y[, Z]) of any size."""
+        amounts: list[int] = []
+        for axis in range(image.ndim - 1, 1, -1):
+            lacking = max(self.minimum - image.shape[axis], 0)
+            amounts += [lacking // 2, lacking - lacking // 2]
+        if sum(amounts) == 0:
+            return self.network(image)
+        return self.network(functional.pad(image, amounts, mode="replicate"))

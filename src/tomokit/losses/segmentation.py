@@ -1,4 +1,4 @@
-"""Losses that MONAI lacks: several heads, voxels nobody labelled, partly labelled cases, overlapping regions."""
+"""Losses of label maps: several heads, voxels nobody labelled, partly labelled cases, overlapping regions."""
 
 from collections.abc import Sequence
 
