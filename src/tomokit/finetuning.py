@@ -1,7 +1,8 @@
-"""Fine-tuning: a network begins with weights of an earlier run or a public file, its body frozen if so asked."""
+"""Fine-tuning: a network begins with weights of an earlier run or a public file, its body frozen or slower to learn."""
 
 import functools
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ HEADS = frozenset(
 )
 FREEZE = ("none", "body")
 Weights = Mapping[str, Tensor]
+SHORTCUT = re.compile(r"\blayer\d+\.\d+\.downsample\.")  # as ResNets name them
 SHOWN = 6  # names of tensors in a message
 
 
@@ -37,29 +39,32 @@ def load_pretrained(
     In a config it stands at the trainer, `train::trainer::network`, so that what is trained can be evaluated without
     the source: `{_target_: tomokit.finetuning.load_pretrained, network: "@network", source: "@pretrained"}`.
 
+    A 2D network's weights serve the 3D network that has the same names, as MONAI's ResNet has torchvision's: where the
+    dimensions tell so, they are inflated (`inflate`), and their input channels made as many as the network's.
+
     Args:
         network: the network to train; it is changed in place. Joined with other processes' or not.
         source: the folder of an earlier run (its best weights, else the last ones), or a file of weights: a
-            checkpoint of ours or of MONAI, or MedicalNet's with `state_dict` and `module.`.
+            checkpoint of ours or of MONAI, MedicalNet's with `state_dict` and `module.`, or torchvision's.
         freeze: `none`, or `body`: what was loaded is not trained, but for the head; its batch norms keep their
             statistics.
         head: names of the modules that are the head; None finds them by their usual names.
         adapt_channels: for another number of input channels, spread the first convolution's mean over them.
 
     Raises:
-        TomokitError: when there are no such weights, less than half of the body fits, or the head can't be told.
+        TomokitError: when there are no such weights, less than half of the body fits, a ResNet's shortcuts are of
+            another kind, or the head can't be told.
     """
     if freeze not in FREEZE:
         raise TomokitError(f"freeze must be one of {FREEZE}, got {freeze!r}")
     bare = unwrap(network)
     path = find_source(source)
-    weights = _read(path)
-    if adapt_channels:
-        weights = _adapt_channels(bare, weights)
-    heads = find_head(bare, head)
     own = bare.state_dict()
+    weights = _fit_dimensions(_read(path), own, adapt_channels)
+    heads = find_head(bare, head)
     matched = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
     _check_share(bare, matched, heads, path)
+    _check_shortcuts(own, weights, path)
     bare.load_state_dict(matched, strict=False)
     _report(own, weights, matched, path)
     if freeze == "none":
@@ -113,6 +118,65 @@ def find_head(network: nn.Module, head: Sequence[str] | None = None) -> tuple[st
             )
         name, module = children.popitem()
         prefix += name + "."
+
+
+def inflate(weights: Weights, own: Weights) -> dict[str, Tensor]:
+    """Return the weights with each 2D kernel (O, I, X, Y) that `own` has in 3D repeated along z, divided by its depth.
+
+    On a volume whose slices are all alike each layer then gives what the 2D one gives on a slice (but for the padding
+    at both ends), so that the norms' statistics hold. The other usual way, the kernel in the middle slice between
+    zeros, gives the same there, but sees nothing of a slice's neighbours before it is trained.
+
+    Args:
+        weights: of the 2D network, by name.
+        own: of the 3D network, for its shapes.
+
+    Source: Carreira and Zisserman, Quo vadis, action recognition?, CVPR 2017.
+    """
+    inflated = dict(weights)
+    for key, value in weights.items():
+        wanted = own[key].shape if key in own else value.shape
+        if value.ndim == 4 and len(wanted) == 5 and value.shape[2:] == wanted[2:4]:
+            inflated[key] = value[..., None].expand(*value.shape, wanted[4]) / wanted[4]
+    return inflated
+
+
+def rate_groups(
+    network: nn.Module,
+    learning_rate: float,
+    factor: float = 0.5,
+    groups: int = 3,
+    head: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    """Return the network's parameters in groups for an optimizer, each with its own rate `lr`: the earlier, the lower.
+
+    The head comes first, at the learning rate itself, which is then the one in the logs. The body's kernels, in the
+    order in which the network defines them, are shared out evenly over the groups; each group has `factor` times the
+    rate of the one behind it, the last one of the head's. A norm or bias goes with the kernel before it. A schedule,
+    and `UnfreezeAt`, change all rates alike. In a config it stands at `train::optimizer::params`.
+
+    Args:
+        network: the network to train; joined with other processes' or not.
+        learning_rate: of the head.
+        factor: above 0, at most 1.
+        groups: of the body.
+        head: names of the modules that are the head; None finds them by their usual names.
+
+    Raises:
+        TomokitError: when the factor or the number of groups is out of its range, or the head can't be told.
+    Source: Howard and Ruder, Universal language model fine-tuning for text classification, ACL 2018.
+    """
+    if not 0 < factor <= 1 or groups < 1:
+        raise TomokitError(f"the factor must be above 0 and at most 1, groups 1 or more; got {factor} and {groups}")
+    bare = unwrap(network)
+    heads = find_head(bare, head)
+    body = [parameter for name, parameter in bare.named_parameters() if not _within(name, heads)]
+    rest = [parameter for name, parameter in bare.named_parameters() if _within(name, heads)]
+    rates = [learning_rate * factor**distance for distance in range(groups + 1)]
+    parts = list(zip([rest, *reversed(_share_out(body, groups))], rates, strict=True))
+    told = ", ".join(f"{len(part)} tensors at {rate:.3g}" for part, rate in parts if part)
+    logger.info("learning rates from the head to the first layers: %s", told)
+    return [{"params": part, "lr": rate} for part, rate in parts if part]
 
 
 class UnfreezeAt:
@@ -176,12 +240,20 @@ def _read(path: Path) -> dict[str, Tensor]:
     return {key.removeprefix("module."): value for key, value in tensors.items()}
 
 
-def _adapt_channels(network: nn.Module, weights: Weights) -> dict[str, Tensor]:
+def _fit_dimensions(weights: Weights, own: Weights, adapt_channels: bool) -> dict[str, Tensor]:
+    """Return the weights, 2D kernels inflated where the network is 3D; channels adapted then, or if so asked."""
+    fitted = inflate(weights, own)
+    kernels = sum(fitted[key] is not value for key, value in weights.items())
+    if kernels:
+        logger.info("pretrained: %d 2D kernels were inflated to 3D", kernels)
+    return _adapt_channels(fitted, own) if adapt_channels or kernels else fitted
+
+
+def _adapt_channels(weights: Weights, own: Weights) -> dict[str, Tensor]:
     """Return the weights with the first convolution's input channels made as many as the network's.
 
     Each channel gets their mean, scaled so that an image repeated in all channels gives the same features.
     """
-    own = network.state_dict()
     first = next((key for key, value in own.items() if value.ndim >= 4 and key in weights), None)
     if first is None or weights[first].shape[1] == own[first].shape[1]:
         return dict(weights)
@@ -192,6 +264,17 @@ def _adapt_channels(network: nn.Module, weights: Weights) -> dict[str, Tensor]:
         if value.ndim >= 4 and value.shape[1] == old and wanted == (value.shape[0], new, *value.shape[2:]):
             adapted[key] = value.mean(1, keepdim=True).expand(wanted) * (old / new)
     return adapted
+
+
+def _share_out(body: Sequence[nn.Parameter], groups: int) -> list[list[nn.Parameter]]:
+    """Return the body's parameters in groups of as many kernels each, in their order; a kernel has two axes or more."""
+    kernels = max(sum(parameter.ndim > 1 for parameter in body), 1)
+    parts: list[list[nn.Parameter]] = [[] for _ in range(groups)]
+    seen = 0
+    for parameter in body:
+        seen += parameter.ndim > 1
+        parts[max(seen - 1, 0) * groups // kernels].append(parameter)
+    return parts
 
 
 def _within(key: str, modules: Sequence[str]) -> bool:
@@ -209,6 +292,18 @@ def _check_share(network: nn.Module, matched: Weights, heads: Sequence[str], pat
             f"the weights of {path} fit only {found} of the {sum(body.values())} parameters of the body of "
             f"{type(network).__name__} ({missing} …); use their own network, and `adapt_channels: true` "
             "for another number of input channels"
+        )
+
+
+def _check_shortcuts(own: Weights, weights: Weights, path: Path) -> None:
+    """Raise when a ResNet's blocks add another kind of shortcut to their features than those of the weights did."""
+    differing = sorted(key for key in set(own) ^ set(weights) if SHORTCUT.search(key))
+    if differing:
+        owner = "the file" if differing[0] in weights else "the network"
+        raise TomokitError(
+            f"the shortcuts of {path} are of another kind than the network's: {differing[0]} is in {owner} alone; "
+            "`shortcut_type: B` with `bias_downsample: false` are those of torchvision's files (layer "
+            "modes/torchvision) and of MedicalNet's 10 and 50, `shortcut_type: A` those of MedicalNet's 18 and 34"
         )
 
 
