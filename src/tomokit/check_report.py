@@ -132,6 +132,8 @@ def _card(case: Case, findings: Sequence[Finding], labels: Mapping[str, str]) ->
     label = case.entry.get("label")
     if isinstance(label, int):
         told.append(labels.get(str(label), f"class {label}"))
+    elif isinstance(label, float):
+        told.append(f"{label:g}")
     elif isinstance(label, list):
         told.append(", ".join(labels.get(str(i), str(i)) for i, flag in enumerate(label) if flag) or "none")
     width, height = _pixels(case.view) if case.view else (0, 0)
@@ -175,7 +177,8 @@ def _charts(report: Report) -> Iterator[str]:
     channels: dict[str, list[float]] = {}
     for case in report.cases:
         for number, channel in enumerate(case.channels):
-            channels.setdefault(f"image {number}", []).append(channel.high - channel.low)
+            if channel is not None:
+                channels.setdefault(f"image {number}", []).append(channel.high - channel.low)
     if channels:
         yield _draw("Intensity, 99th − 1st percentile", "", {k: np.array(v) for k, v in channels.items()})
     volumes: dict[str, list[float]] = {}

@@ -11,20 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from tomokit import configs
+from tomokit.decisions import FILE as DECISION_FILE
 from tomokit.engines.checkpoints import find_checkpoint, load, save, weights_of
 from tomokit.errors import TomokitError, raise_problems
 from tomokit.files import read_json, write_json, write_table
-from tomokit.metrics import summarise_classification, summarise_segmentation
+from tomokit.metrics import TASKS, summarise_segmentation, summarise_task
+from tomokit.pairs import TASK as PAIRS
+from tomokit.pairs import summarise_pairs
 from tomokit.postprocessing import FILE, Step, read_steps
 
 # what must be alike in runs whose networks see the same input and mean the same by their output
 SHARED_KEYS = (
     "network_def", "strides", "labels", "modality", "spacing", "minimum_size", "image_size", "intensity",
-    "preprocessing", "regions",
+    "preprocessing", "regions", "task",
 )  # fmt: skip
 TEXT_COLUMNS = ("case", "patient", "class", "truth")
 # what an earlier ensemble left that tells of other networks; `predictions/` too
-STALE = (FILE, "metrics.json", "cases.csv", "overlay.png")
+STALE = (FILE, DECISION_FILE, "metrics.json", "cases.csv", "overlay.png")
 SMALLEST = 1e-12  # a probability whose logarithm is finite, also after a float32 sum
 
 
@@ -49,14 +52,18 @@ class Ensemble(nn.Module):
             raise TomokitError(f"an ensemble needs at least one member, got count {count}")
         self.members = nn.ModuleList([network, *(copy.deepcopy(network) for _ in range(count - 1))])
         self.sigmoid = sigmoid
+        self.smallest = SMALLEST  # a script knows no global
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Return the logits (B, C, …) of the mean probabilities, float32."""
+    def forward(self, image: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Return the logits (B, C, …) of the mean probabilities, float32; `lengths` is what sequences take besides."""
         total = torch.zeros(1, device=image.device)
         for member in self.members:
-            logits = member(image).float()
+            if torch.jit.is_scripting():  # a script is of networks that take the image alone
+                logits = member(image).float()
+            else:
+                logits = (member(image) if lengths is None else member(image, lengths)).float()
             total = total + (logits.sigmoid() if self.sigmoid else logits.softmax(1))
-        mean = (total / len(self.members)).clamp(min=SMALLEST)
+        mean = (total / len(self.members)).clamp(min=self.smallest)
         return torch.logit(mean, eps=1e-7) if self.sigmoid else mean.log()
 
 
@@ -74,17 +81,19 @@ def join_runs(runs: str | Path | Sequence[str | Path], run_dir: str | Path, chec
         checkpoint: `best` or `last` of each run.
 
     Raises:
-        TomokitError: when a run is not trained, is of another network, label map or preprocessing than the first, or
-            `run_dir` holds a trained run.
+        TomokitError: when a run is not trained, is of another network, label map or preprocessing than the first, or of
+            a kind that can't be one network, or `run_dir` holds a trained run.
     """
     folders, run_dir = list_runs(runs), Path(run_dir)
     _check_target(run_dir)
     weights = [weights_of(load(find_checkpoint(folder, checkpoint))) for folder in folders]
     found = [configs.read_config(folder / "configs" / "train.yaml") for folder in folders]
     _check_alike(folders, found, weights)
+    if reason := _obstacle(found[0]):
+        raise TomokitError(f"these runs can't be joined to an ensemble: {reason}; gather their folds instead")
     steps = _agreed_steps([read_steps(folder / FILE) for folder in folders], found[0].get("labels", {}))
     network = {"_target_": "tomokit.ensembles.Ensemble", "network": found[0]["network_def"], "count": len(folders)}
-    network |= {"sigmoid": True} if "regions" in found[0] else {}
+    network |= {"sigmoid": True} if "regions" in found[0] or found[0].get("task") == "labels" else {}
     cases = found[0]["cases"] | _join_cases([config["cases"] for config in found])
     config = found[0] | {"network_def": network, "cases": cases, "run_dir": str(run_dir)}
     header = "The ensemble of\n" + "\n".join(f"  {folder}" for folder in folders)
@@ -197,6 +206,19 @@ def _check_alike(
     raise_problems("these runs can't be joined to an ensemble", problems)
 
 
+def _obstacle(config: Mapping[str, Any]) -> str:
+    """Return why runs of this kind can't be one network; "" where they can."""
+    if config.get("task") == "value":
+        return "of a regression each run has a scale of its own"
+    if "joined" in config:
+        return "their networks take measures beside the image, which each run scales by its own training cases"
+    if "records" in config:
+        return "their networks take records, which each run scales by its own training cases"
+    if str(config["network_def"].get("_target_", "")).endswith("SiameseNetwork"):
+        return "what compares pairs of scans gives no probabilities to average"
+    return ""
+
+
 def _check_target(run_dir: Path) -> None:
     """Raise when a folder holds a run that is no ensemble: it would be lost."""
     if not (run_dir / "checkpoints").exists():
@@ -252,4 +274,7 @@ def _summarise(task: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the summary of all rows, as `metrics.json` has it."""
     if task == "segmentation":
         return summarise_segmentation(rows)
-    return summarise_classification(rows, [key.removeprefix("p_") for key in rows[0] if key.startswith("p_")])
+    if task == PAIRS:
+        return summarise_pairs(rows)
+    names = [key.removeprefix("p_") for key in rows[0] if key.startswith("p_")]
+    return summarise_task({told: own for own, told in TASKS.items()}[task], rows, names)

@@ -12,14 +12,54 @@ from tomokit.errors import TomokitError
 from tomokit.files import read_json
 
 Line = tuple[str, tuple[str, ...]]  # a row's title, and where its score stands in metrics.json
-CLASSIFICATION_SUMMARY = {"auc": "AUC", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
+MOST_COLUMNS = 2  # of rivals beside the scores; more of them stand in the table of comparisons alone
+# of each task of metrics.json: the scores of all cases, and those of each class or label, with their titles
+SUMMARIES = {
+    "classification": {
+        "auc": "AUC",
+        "accuracy": "accuracy",
+        "balanced_accuracy": "balanced accuracy",
+        "brier": "Brier score",
+        "ece": "calibration error",
+    },
+    "multi_label": {
+        "auc": "mean AUC",
+        "average_precision": "mean average precision",
+        "f1": "mean F1",
+        "ece": "mean calibration error",
+    },
+    "regression": {
+        "mae": "mean absolute error",
+        "rmse": "root mean squared error",
+        "bias": "mean error",
+        "r2": "R²",
+        "pearson": "Pearson correlation",
+        "spearman": "Spearman correlation",
+    },
+    "pairs": {
+        "order_accuracy": "order right",
+        "change_auc": "AUC of change",
+        "sensitivity": "changed called changed",
+        "false_positive_rate": "unchanged called changed",
+        "amount_mae": "error of the amount, %",
+        "amount_bias": "bias of the amount, %",
+        "amount_correlation": "correlation of the amount",
+    },
+}
+OWN: dict[str, dict[str, str]] = {
+    "classification": {"sensitivity": "sensitivity"},
+    "multi_label": {"auc": "AUC", "sensitivity": "sensitivity", "specificity": "specificity"},
+    "regression": {},
+    "pairs": {},
+}
 
 
 def print_run(run_dir: str | Path, console: Console | None = None) -> None:
     """Return nothing; print a run's table of scores, then the checkpoint that was scored, speed, memory and files.
 
     Reads `metrics.json` of the run, and `seconds_per_step` of its `validation.json` where training wrote one.
-    Scores stand with their 95 % interval, those of the rivals (simple methods on the same cases) beside them.
+    Scores stand with their 95 % interval, those of the rivals (simple methods on the same cases) beside them. A second
+    table compares the network's AUC with each rival's, where that was done.
 
     Raises:
         TomokitError: when `metrics.json` is absent, is not JSON, lacks a block, or names an unknown task.
@@ -31,6 +71,8 @@ def print_run(run_dir: str | Path, console: Console | None = None) -> None:
         raise TomokitError(f"{path} does not exist; `make evaluate RUN={run_dir.resolve().name}` makes it")
     metrics = read_json(path)
     console.print(_score_table(metrics, path))
+    if compared := _compared(metrics):
+        console.print(_comparison_table(metrics, compared))
     for line in _facts(run_dir, metrics):
         console.print(Text(line), soft_wrap=True)
 
@@ -39,6 +81,8 @@ def _score_table(metrics: Mapping[str, Any], path: Path) -> Table:
     """Return the table of scores, a row per structure or score, a column per rival."""
     lines = _lines(metrics, path)
     rivals = metrics.get("rivals") or {}
+    if len(rivals) > MOST_COLUMNS and _compared(metrics):
+        rivals = {}
     segmentation = metrics["task"] == "segmentation"
     table = Table(caption="95 % intervals from the bootstrap by patient; n: patients", caption_justify="left")
     table.add_column("structure" if segmentation else "score", overflow="fold")
@@ -53,11 +97,37 @@ def _score_table(metrics: Mapping[str, Any], path: Path) -> Table:
     return table
 
 
+def _compared(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the comparisons with each rival of which there are any."""
+    return {rival: found for rival, found in (metrics.get("comparisons") or {}).items() if found}
+
+
+def _comparison_table(metrics: Mapping[str, Any], compared: Mapping[str, Any]) -> Table:
+    """Return the table of the network's AUC beside each rival's, a row per rival and class or label."""
+    caption = "the network beside the rival: DeLong's test on the same cases; a tie: p is 0.05 or more"
+    table = Table(caption=caption, caption_justify="left")
+    for title in ("rival", "of"):
+        table.add_column(title, overflow="fold")
+    table.add_column("AUC", justify="right")
+    table.add_column("network − rival [95 %]", no_wrap=True)
+    table.add_column("p", justify="right", no_wrap=True)
+    table.add_column("result")
+    for rival, classes in compared.items():
+        for name, found in classes.items():
+            theirs = _entry(metrics, ("rivals", rival, "per_class", name, "auc"))
+            low, high = found["ci95"]
+            difference = f"{found['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+            p = f"{found['p']:.3f}" if found["p"] >= 0.001 else "<.001"
+            table.add_row(Text(rival), Text(name), _score(theirs), Text(difference), p, found["verdict"])
+    return table
+
+
 def _lines(metrics: Mapping[str, Any], path: Path) -> list[Line]:
     """Return the table's rows for the run's task."""
     task = metrics.get("task")
-    if task not in {"segmentation", "classification"}:
-        raise TomokitError(f'{path}: "task" must be "segmentation" or "classification", got {task!r}')
+    if task != "segmentation" and task not in SUMMARIES:
+        known = ", ".join(f'"{name}"' for name in ("segmentation", *SUMMARIES))
+        raise TomokitError(f'{path}: "task" must be one of {known}, got {task!r}')
     absent = [block for block in ("summary", "per_class") if block not in metrics]
     if absent:
         raise TomokitError(f"{path} lacks {absent}; run `make evaluate RUN={path.resolve().parent.name}` again")
@@ -65,8 +135,13 @@ def _lines(metrics: Mapping[str, Any], path: Path) -> list[Line]:
     if task == "segmentation":
         structures: list[Line] = [(name, ("per_class", name, "dice")) for name in names]
         return [*structures, ("mean", ("summary", "dice"))]
-    scores: list[Line] = [(title, ("summary", key)) for key, title in CLASSIFICATION_SUMMARY.items()]
-    return scores + [(f"sensitivity, {name}", ("per_class", name, "sensitivity")) for name in names]
+    told = {key: title for key, title in SUMMARIES[task].items() if key in metrics["summary"]}
+    scores: list[Line] = [(title, ("summary", key)) for key, title in told.items()]
+    for name in names:
+        scores += [(f"{title}, {name}", ("per_class", name, key)) for key, title in OWN[task].items()]
+    if "slices" in metrics:
+        scores += [("slice AUC", ("slices", "auc")), ("most suspicious slice shows it", ("slices", "hit"))]
+    return scores
 
 
 def _entry(block: Mapping[str, Any], place: tuple[str, ...]) -> Mapping[str, Any]:

@@ -3,12 +3,18 @@
 from collections.abc import Hashable, Mapping, Sequence, Sized
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.data.utils import to_affine_nd
 from monai.transforms import MapTransform, RandCropByLabelClassesd
-from monai.utils import fall_back_tuple
+from monai.utils import convert_to_dst_type, fall_back_tuple
+from numpy.typing import NDArray
+from scipy import ndimage
 
 from tomokit.errors import TomokitError
+from tomokit.measure import feature_names, measure_features
 
 
 class OneHotClassd(MapTransform):
@@ -97,3 +103,96 @@ def class_ratios(labels: Sized, foreground_share: float) -> list[float]:
         raise TomokitError(f"foreground_share must lie in 0–1, got {foreground_share}")
     structures = len(labels) - 1
     return [1 - foreground_share] + [foreground_share / structures] * structures
+
+
+class DepthMapd(MapTransform):
+    """Turns a mask into the depth of each voxel in it: its distance in mm from the nearest voxel outside; 0 elsewhere.
+
+    A network then reads thickness in place of a flat 1, and what is interpolated between voxels stays a depth. MONAI's
+    `DistanceTransformEDTd` counts voxels and gives double precision, which networks do not take.
+
+    Args:
+        keys: the keys of the masks (C, X, Y[, Z]).
+        above: voxels above this value are in the mask.
+    """
+
+    def __init__(self, keys: KeysCollection, above: float = 0.0) -> None:
+        super().__init__(keys)
+        self.above = above
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return `data` with each key's depths (C, X, Y[, Z]), float32; 1 in a mask without an outside."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            image = result[key]
+            masks = torch.as_tensor(image).as_subclass(torch.Tensor).cpu().numpy() > self.above
+            edges = image.pixdim.tolist()[: masks.ndim - 1] if isinstance(image, MetaTensor) else None
+            depths = np.stack([self.measure(mask, edges) for mask in masks])
+            result[key] = convert_to_dst_type(depths, image, dtype=torch.float32)[0]
+        return result
+
+    def measure(self, mask: NDArray[np.bool_], edges: Sequence[float] | None) -> NDArray[np.float64]:
+        """Return the depth of each voxel of a mask (X, Y[, Z]); 1 where there is no outside to measure from."""
+        if mask.all():
+            return np.ones(mask.shape)
+        depth: NDArray[np.float64] = ndimage.distance_transform_edt(mask, sampling=edges)
+        return depth
+
+
+class MeasureFeaturesd(MapTransform):
+    """Measures an image, or the structure in it, into the key `features`: a vector (F,), float32.
+
+    Nothing in it is random, so that a cache keeps the vector. It measures what it is given: put it after loading and
+    orientation, before resampling and cropping, where the values are those of `tomokit.rivals.feature_table`.
+
+    Args:
+        keys: the key of the image (C, X, Y[, Z]), a `MetaTensor`; of several channels the first is measured.
+        mask_above: without a mask, voxels above this value are the structure, whose shape is measured; without either,
+            the intensities of the whole image are.
+        mask_key: the key of the structure's mask (1, X, Y[, Z]) on the image's grid; what is not 0 in it is the
+            structure. Its shape and the intensities within it are measured.
+
+    Raises:
+        TomokitError: when there are several keys, a case has no mask, or the image does not know its grid or can't be
+            measured.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        mask_above: float | None = None,
+        mask_key: str | None = None,
+    ) -> None:
+        super().__init__(keys)
+        if len(self.keys) != 1:
+            raise TomokitError(f"one image of a case is measured, got the keys {list(self.keys)}; give one key")
+        self.mask_above, self.mask_key = mask_above, mask_key
+        self.names = feature_names(mask_key is not None, mask_above)
+        self.measure = measure_features  # a part of the state, so that a cache on the disk knows its source
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return `data` with `features`."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            image = result[key]
+            name = data.get("case", key)
+            if not isinstance(image, MetaTensor):
+                raise TomokitError(f"{name} has no grid to measure on; put MeasureFeaturesd before track_meta: false")
+            affine = to_affine_nd(3, image.affine.cpu().numpy())
+            if self.mask_key is not None and self.mask_key not in result:
+                raise TomokitError(
+                    f"{name} has no `{self.mask_key}` to measure in (key `mask_key`); add it to dataset.json"
+                )
+            mask = None if self.mask_key is None else _first_channel(result[self.mask_key]) != 0
+            try:
+                found = self.measure(_first_channel(image), affine, mask, self.mask_above)
+            except TomokitError as error:
+                raise TomokitError(f"{name}: {error}") from error
+            result["features"] = torch.tensor(list(found.values()), dtype=torch.float32)
+        return result
+
+
+def _first_channel(image: Any) -> NDArray[Any]:
+    """Return the first channel of an image (C, X, Y[, Z]) as (X, Y, Z), a flat image as one slice."""
+    array: NDArray[Any] = torch.as_tensor(image).as_subclass(torch.Tensor).cpu().numpy()[0]
+    return array[..., None] if array.ndim == 2 else array

@@ -15,6 +15,8 @@ from tomokit.augmentation.intensity import (
     BatchRandLowResolutiond,
     BatchRandShiftIntensityd,
 )
+from tomokit.augmentation.mixup import BatchRandMixupd
+from tomokit.augmentation.pairs import BatchRandShiftScansd, BatchRandSwapScansd
 from tomokit.augmentation.spatial import BatchRandFlipd, BatchRandSpatiald
 
 __all__ = [
@@ -26,6 +28,9 @@ __all__ = [
     "BatchRandGaussianNoised",
     "BatchRandGaussianSmoothd",
     "BatchRandLowResolutiond",
+    "BatchRandMixupd",
     "BatchRandShiftIntensityd",
+    "BatchRandShiftScansd",
     "BatchRandSpatiald",
+    "BatchRandSwapScansd",
 ]

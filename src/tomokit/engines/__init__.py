@@ -16,6 +16,9 @@ from tomokit.engines.hardware import (
     place_network,
     set_seed,
 )
+from tomokit.engines.pairs import attach_pair_scores, attach_pair_table, choose_pair_decision, list_pairs
+from tomokit.engines.sampling import make_balanced_sampler
+from tomokit.engines.sequences import attach_shuffled_scores, attach_slice_scores, attach_slice_table
 from tomokit.engines.training import attach_training
 
 __all__ = [
@@ -23,12 +26,20 @@ __all__ = [
     "attach_class_table",
     "attach_classification_scores",
     "attach_inference",
+    "attach_pair_scores",
+    "attach_pair_table",
     "attach_segmentation_scores",
+    "attach_shuffled_scores",
+    "attach_slice_scores",
+    "attach_slice_table",
     "attach_training",
+    "choose_pair_decision",
     "choose_precision",
     "distributed_device",
     "find_checkpoint",
+    "list_pairs",
     "load_weights",
+    "make_balanced_sampler",
     "make_sampler",
     "make_validation_sampler",
     "place_network",

@@ -12,12 +12,13 @@ from ignite.engine import Engine, Events
 
 from tomokit import rivals
 from tomokit.engines.checkpoints import find_checkpoint
+from tomokit.engines.comparison import compare_rows, score_rivals
 from tomokit.engines.progress import ProgressBar
 from tomokit.errors import TomokitError
 from tomokit.files import read_json, write_json, write_table
 from tomokit.inference import first_image
 from tomokit.labels import foreground
-from tomokit.metrics import score_segmentation, summarise_classification, summarise_segmentation
+from tomokit.metrics import TASKS, check_task, score_segmentation, summarise_segmentation, summarise_task
 from tomokit.pictures import draw_cases, pick_cases
 from tomokit.runs import is_main_process, peak_memory_gb
 
@@ -43,27 +44,39 @@ def attach_inference(evaluator: Any, output_dir: str | Path) -> None:
     evaluator.add_event_handler(Events.COMPLETED, tell)
 
 
-def attach_class_table(evaluator: Engine, output_dir: str | Path, labels: Mapping[str, str]) -> None:
-    """Write each input's class probabilities to `<output_dir>/classes.csv` at the end.
+def attach_class_table(
+    evaluator: Engine, output_dir: str | Path, labels: Mapping[str, str], task: str = "classes"
+) -> None:
+    """Write what the network says of each input to `<output_dir>/<task>.csv` at the end.
+
+    `classes.csv` has the likeliest class and each one's probability; `labels.csv` of several labels the probability
+    of each and whether it is decided to be there (0 or 1); `value.csv` the predicted value.
 
     Args:
-        evaluator: its output holds `pred`, the class probabilities (C,).
+        evaluator: its output holds `pred`, probabilities (C,) or a value (1,), and of labels `pred_decided` (C,).
         output_dir: the folder to write to.
-        labels: the classes, `{"0": name, …}`.
+        labels: the classes or labels, `{"0": name, …}`.
+        task: "classes", "labels" or "value".
+
+    Raises:
+        TomokitError: when there is no such task.
     """
+    check_task(task)
     rows: list[dict[str, Any]] = []
-    path = Path(output_dir) / "classes.csv"
+    path, names = Path(output_dir) / f"{task}.csv", _names(labels)
 
     def keep(engine: Any) -> None:
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
-            chances = _chances(output["pred"], labels)
-            likeliest = max(chances, key=lambda name: chances[name])
-            rows.append({"case": item["case"], "class": likeliest.removeprefix("p_"), **chances})
+            answers = _answers(task, output, names)
+            row = {"case": item["case"]}
+            if task == "classes":
+                row["class"] = max(names, key=lambda name: answers[f"p_{name}"])
+            rows.append(row | answers)
 
     ProgressBar("infer", "case").attach(evaluator)
     evaluator.add_event_handler(Events.ITERATION_COMPLETED, keep)
     evaluator.add_event_handler(Events.COMPLETED, lambda _: write_table(path, rows))
-    evaluator.add_event_handler(Events.COMPLETED, lambda _: print(f"classes: {path}", flush=True))
+    evaluator.add_event_handler(Events.COMPLETED, lambda _: print(f"{task}: {path}", flush=True))
 
 
 def attach_segmentation_scores(
@@ -132,40 +145,53 @@ def attach_classification_scores(
     labels: Mapping[str, str],
     cases: Mapping[str, Entries],
     rival: bool,
+    task: str = "classes",
+    feature_models: Sequence[str] = (),
+    mask_above: float | None = None,
+    records: Mapping[str, Any] | None = None,
 ) -> None:
-    """Keep each test case's class probabilities; write `cases.csv` and `metrics.json` at the end.
+    """Keep what the network says of each test case; write `cases.csv` and `metrics.json` at the end.
 
     Args:
-        evaluator: its output holds `pred`, the class probabilities (C,).
+        evaluator: its output holds `pred`: the probabilities (C,) of classes or of labels, or a value (1,); beside
+            those of labels `pred_decided` (C,), 0 or 1, without which 0.5 decides.
         run_dir: the run's folder.
         checkpoint: which weights are scored, told in the measures.
-        labels: the classes, `{"0": name, …}`.
-        cases: the split; `training` fits the histogram rival, `test` is scored.
-        rival: also score a logistic regression on the intensity histogram.
+        labels: the classes or labels, `{"0": name, …}`.
+        cases: the split; `training` fits the rivals, `test` is scored.
+        rival: also score a linear model of the intensity histogram.
+        task: "classes", "labels" (several per case) or "value" (a regression).
+        feature_models: of classes, the rivals that see measures of size, shape and intensity alone: of "threshold",
+            "logistic", "tree" and "perceptron".
+        mask_above: the images are masks themselves: voxels above this value are the structure that is measured.
+        records: of a fusion, how its records become numbers: also score a linear model of the record alone.
 
     Raises:
-        TomokitError: when there is no test case.
+        TomokitError: when there is no test case, no such task, or no such rival.
     """
     check_test_cases(cases)
+    check_task(task)
+    for model in feature_models:
+        rivals.make_classifier(model)  # an unknown one is told now, not after the network has run
     rows: list[dict[str, Any]] = []
     truths = {entry["case"]: entry for entry in cases["test"]}
-    classes = [labels[key] for key in sorted(labels, key=int)]
+    names = _names(labels)
     run_dir = Path(run_dir)
     began = time.perf_counter()
 
     def score(engine: Any) -> None:
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
-            truth = classes[truths[item["case"]]["label"]]
-            row = {"case": item["case"], "patient": item["patient"], "truth": truth}
-            rows.append(row | _chances(output["pred"], labels))
+            row = {"case": item["case"], "patient": item["patient"]}
+            row |= _truths(task, truths[item["case"]]["label"], names)
+            rows.append(row | _answers(task, output, names))
 
     def finish(_: Engine) -> None:
-        measures: dict[str, Any] = {"task": "classification", "checkpoint": tell_checkpoint(run_dir, checkpoint)}
-        measures |= {"seconds": time.perf_counter() - began, **summarise_classification(rows, classes)}
+        measures: dict[str, Any] = {"task": TASKS[task], "checkpoint": tell_checkpoint(run_dir, checkpoint)}
+        measures |= {"seconds": time.perf_counter() - began, **summarise_task(task, rows, names)}
         _write(run_dir, rows, measures)
-        if rival:
-            found = rivals.score_histogram(cases["training"], cases["test"], labels)
-            measures["rivals"] = {"histogram": summarise_classification(found, classes)}
+        if found := score_rivals(task, cases, labels, rival, feature_models, mask_above, records):
+            measures["rivals"] = {name: summarise_task(task, own, names) for name, own in found.items()}
+            measures["comparisons"] = {name: compare_rows(task, rows, own, names) for name, own in found.items()}
             _write(run_dir, rows, measures)
 
     _attach(evaluator, score, finish)
@@ -190,10 +216,28 @@ def tell_checkpoint(run_dir: Path, checkpoint: str | Path) -> str:
     return path.name if epoch is None else f"{path.name}, epoch {epoch}"
 
 
-def _chances(prediction: torch.Tensor, labels: Mapping[str, str]) -> dict[str, float]:
-    """Return `{"p_<class>": probability}` of one case, in the order of the label map."""
-    names = [labels[key] for key in sorted(labels, key=int)]
-    return {f"p_{name}": float(chance) for name, chance in zip(names, prediction.flatten(), strict=True)}
+def _names(labels: Mapping[str, str]) -> list[str]:
+    """Return the names of the classes or labels in the order of the network's channels."""
+    return [labels[key] for key in sorted(labels, key=int)]
+
+
+def _truths(task: str, label: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Return the truth of one case as columns of the table of cases."""
+    if task == "labels":
+        return {f"truth_{name}": int(flag) for name, flag in zip(names, label, strict=True)}
+    return {"truth": float(label) if task == "value" else names[label]}
+
+
+def _answers(task: str, output: Mapping[str, torch.Tensor], names: Sequence[str]) -> dict[str, Any]:
+    """Return what the network says of one case as columns of the table of cases."""
+    values = [float(value) for value in output["pred"].flatten()]
+    if task == "value":
+        return {"prediction": values[0]}
+    answers: dict[str, Any] = {f"p_{name}": value for name, value in zip(names, values, strict=True)}
+    if task == "labels":
+        decided = output["pred_decided"] if "pred_decided" in output else output["pred"] >= 0.5
+        answers |= {f"decided_{name}": int(flag) for name, flag in zip(names, decided.flatten(), strict=True)}
+    return answers
 
 
 def _attach(evaluator: Engine, score: Any, finish: Any) -> None:

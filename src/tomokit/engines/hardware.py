@@ -3,7 +3,7 @@
 import logging
 import os
 import random
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -131,10 +131,19 @@ class PrepareBatch(MonaiPrepareBatch):
 
     Args:
         augmentation: a transform of the whole batch, `{"image": (B, C, X, Y[, Z]), "label": …}`, or None.
+        extra: keys of what the network takes beside the image, in the order of its arguments, such as `["record"]`.
+
+    Raises:
+        TomokitError: when a batch lacks one of `extra`.
     """
 
-    def __init__(self, augmentation: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None) -> None:
+    def __init__(
+        self,
+        augmentation: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        extra: Sequence[str] = (),
+    ) -> None:
         self.augmentation = augmentation
+        self.extra = tuple(extra)
 
     def __call__(
         self,
@@ -142,16 +151,20 @@ class PrepareBatch(MonaiPrepareBatch):
         device: str | torch.device | None = None,
         non_blocking: bool = False,
         **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return `(image, label)`: (B, C, X, Y[, Z]) and (B, 1, X, Y[, Z]) or (B,)."""
+    ) -> tuple[Any, ...]:
+        """Return `(image, label)`, (B, C, X, Y[, Z]) and (B, 1, X, Y[, Z]) or (B,); then, if any, `(extra, {})`."""
+        lacking = [key for key in self.extra if key not in batchdata]
+        if lacking:
+            raise TomokitError(f"the network takes {lacking} of a case, which the preprocessing does not make")
         batch: dict[str, Tensor] = {
             key: plain(torch.as_tensor(batchdata[key])).to(device, non_blocking=non_blocking, **kwargs)
-            for key in ("image", "label")
+            for key in ("image", "label", *self.extra)
             if key in batchdata
         }
         if self.augmentation is not None:
             batch = self.augmentation(batch)
-        return to_channels_last(batch["image"]), batch.get("label")
+        prepared = to_channels_last(batch["image"]), batch.get("label")
+        return (*prepared, tuple(batch[key] for key in self.extra), {}) if self.extra else prepared
 
 
 def plain(tensor: Tensor) -> Tensor:

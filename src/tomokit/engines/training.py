@@ -4,6 +4,7 @@ import logging
 import math
 import statistics
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,9 @@ def attach_training(
     if is_main_process():
         progress.attach(trainer)
     _attach_records(state, evaluator, progress)
+    if not len(evaluator.data_loader):
+        logger.info("no validation cases: the weights at the end of the last epoch are used")
+        warnings.filterwarnings("ignore", message="`dataloader` is empty")  # MONAI's, in each validation
     if is_main_process():
         _attach_files(state, evaluator, run_dir)
     _attach_stop(state, patience)

@@ -234,6 +234,10 @@ def _read_case(entry: Entry, names: Mapping[int, str], rng: np.random.Generator)
         inside = _draw(np.flatnonzero(label), rng)
         del label
     images = [entry["image"]] if isinstance(entry["image"], str) else entry["image"]
+    if None in images:
+        raise TomokitError(
+            f"{entry['case']}: a modality is absent (null in `image`), which a plan can't use; leave the case out"
+        )
     samples: list[tuple[NDArray[np.float32], NDArray[np.float32], float]] = []
     for path in images:
         image, affine = _read_oriented(path, entry["case"])

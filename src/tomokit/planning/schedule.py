@@ -58,7 +58,8 @@ def reserved_seconds(fingerprint: Fingerprint, timing: Timing, validations: int)
     """Return the time that is not training: planning, start, check, reading, validation, the test's prediction."""
     learnt = fingerprint.cases["training"] + fingerprint.cases["validation"]
     checked = learnt + fingerprint.cases["test"]
-    passes = validations + (fingerprint.task == "segmentation")  # its postprocessing is chosen on the validation cases
+    # what follows the network, postprocessing or temperature, is chosen on the validation cases
+    passes = validations + 1
     return (
         timing.planning
         + 2 * timing.start  # of training and of prediction

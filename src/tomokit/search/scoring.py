@@ -78,7 +78,8 @@ def _layer(run: Path, evaluate: Path, names: Sequence[str], part: str, scratch: 
     layer: dict[str, Any] = {"run_dir": str(run), "cases::test": list(names)}
     if part == "validation":
         layer |= {"cases::validation": [], "output_dir": scratch}
-    return {key: value for key, value in (layer | {"rival": False}).items() if "::" in key or key in known}
+    without = {"rival": False, "feature_models": []}
+    return {key: value for key, value in (layer | without).items() if "::" in key or key in known}
 
 
 def _measure(metrics: Mapping[str, Any], metric: str) -> dict[str, Any]:
