@@ -24,6 +24,7 @@ MAKE_VARIABLES = {
     "MFLAGS",
     "MAKEOVERRIDES",
     "ARGS",
+    "SIZE",
     "FULL",
     "ONLY",
     "NAME",
