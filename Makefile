@@ -18,6 +18,7 @@ COUNT   ?= 400
 FOLD    ?=
 FOLDS   ?= 5
 MINUTES ?=
+SIZE    ?=
 MEMORY  ?=
 TRIALS  ?=
 OUT     ?=
@@ -126,9 +127,9 @@ notebooks: $(VENV)/.installed-dev  ## run every notebook as committed
 fuzz: install  ## read damaged files of every format  [COUNT=]
 	$(BIN)/python tests/fuzzing.py --count $(COUNT)
 
-bench: install  ## measure and print a table  [NAME= ONLY= FULL=1; hippocampus: FOLD= MINUTES= RUN=]
+bench: install  ## measure and print a table  [NAME= ONLY= FULL=1; hippocampus: FOLD= MINUTES= RUN=; adrenal: SIZE=]
 	$(BIN)/python benchmarks/$(NAME).py $(if $(ONLY),--only $(ONLY)) $(if $(FULL),--full) $(FOLD:%=--fold %) \
-	  $(MINUTES:%=--minutes %) $(if $(filter command environment,$(origin RUN)),--run $(RUN)) $(ARGS)
+	  $(MINUTES:%=--minutes %) $(SIZE:%=--size %) $(if $(filter command environment,$(origin RUN)),--run $(RUN)) $(ARGS)
 
 release: $(VENV)/.installed-dev  ## build the wheel and the source archive
 	$(BIN)/python -m build --outdir dist

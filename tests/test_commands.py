@@ -24,14 +24,15 @@ def invoke(*arguments: str):
 
 def test_bundles_are_listed_with_their_paths():
     lines = invoke("bundles").output.splitlines()
-    assert [line.split()[0] for line in lines] == list(list_bundles()) == ["classification", "segmentation"]
+    names = "classification fusion longitudinal segmentation sequence".split()
+    assert [line.split()[0] for line in lines] == list(list_bundles()) == names
     assert all(Path(line.split(maxsplit=1)[1]).is_dir() for line in lines)
 
 
 def test_a_bundle_is_found_by_name_and_by_folder():
     assert find_bundle("segmentation") == bundles_folder() / "segmentation"
     assert find_bundle(bundles_folder() / "segmentation") == bundles_folder() / "segmentation"
-    with pytest.raises(TomokitError, match=r"no bundle 'segmentatoin'.*classification, segmentation"):
+    with pytest.raises(TomokitError, match=r"no bundle 'segmentatoin'.*classification, fusion, longitudinal, seg"):
         find_bundle("segmentatoin")
 
 

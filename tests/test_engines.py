@@ -35,6 +35,7 @@ class ScriptedEvaluator(Engine):
     def __init__(self, script):
         super().__init__(lambda engine, batch: None)
         self.script = list(script)
+        self.data_loader = [None]
         self.add_event_handler(Events.STARTED, self.score)
 
     def score(self, _):
@@ -187,6 +188,16 @@ def test_a_batch_is_augmented_as_plain_tensors_on_its_device():
     assert torch.equal(prepared, image * 2) and torch.equal(target, label)
     assert prepared.is_contiguous(memory_format=torch.channels_last_3d)
     assert PrepareBatch()({"image": image}, "cpu")[1] is None
+
+
+def test_what_a_network_takes_beside_the_image_comes_in_its_order():
+    image, record = torch.randn(2, 1, 4, 4, 4), torch.randn(2, 3)
+    batch = {"image": image, "record": MetaTensor(record), "lengths": [3, 4]}
+    prepared, label, (lengths, told), options = PrepareBatch(extra=["lengths", "record"])(batch, "cpu")
+    assert torch.equal(prepared, image) and label is None and options == {}
+    assert lengths.tolist() == [3, 4] and torch.equal(told, record) and type(told) is torch.Tensor
+    with pytest.raises(TomokitError, match=r"the network takes \['presence'\] of a case, which the preprocessing"):
+        PrepareBatch(extra=["presence"])(batch, "cpu")
 
 
 def test_a_newer_best_file_than_the_last_checkpoint_is_taken_back(tmp_path):

@@ -18,7 +18,7 @@ from tomokit.engines.checkpoints import save
 from tomokit.ensembles import Ensemble, gather_folds, join_runs, list_runs, read_rows
 from tomokit.errors import TomokitError
 from tomokit.files import write_json, write_table
-from tomokit.metrics import summarise_classification, summarise_segmentation
+from tomokit.metrics import summarise_classification, summarise_segmentation, summarise_task
 from tomokit.postprocessing import Step, read_steps
 
 SMALL = {"patch_size": [16, 16, 16], "network_def": SMALL_UNET, "epochs": 1}
@@ -129,8 +129,9 @@ def test_an_ensemble_does_the_postprocessing_that_all_members_agree_on(tmp_path,
     assert "nothing to cyst, since the runs differ: nothing; largest piece\n" in told
 
 
-def test_runs_of_regions_are_joined_by_their_sigmoids(tmp_path):
-    runs = [make_run(tmp_path / f"fold_{i}", i, regions={"all": [1]}) for i in range(2)]
+@pytest.mark.parametrize("changes", [{"regions": {"all": [1]}}, {"task": "labels"}])
+def test_runs_of_regions_or_labels_are_joined_by_their_sigmoids(changes, tmp_path):
+    runs = [make_run(tmp_path / f"fold_{i}", i, **changes) for i in range(2)]
     join_runs(runs, tmp_path / "ensemble")
     content = yaml.safe_load((tmp_path / "ensemble" / "configs" / "train.yaml").read_text())
     assert content["network_def"]["sigmoid"] is True
@@ -152,6 +153,22 @@ def test_runs_that_differ_are_not_joined(tmp_path):
     third = make_run(tmp_path / "c", strides=[1, 2])  # which no weight tells
     with pytest.raises(TomokitError, match=rf"`strides` of {third} is \[1, 2\], of {tmp_path / 'd'} None"):
         join_runs([make_run(tmp_path / "d"), third], tmp_path / "ensemble")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"task": "value"}, "of a regression each run has a scale of its own"),
+        ({"joined": {"_target_": "Joined"}}, "their networks take measures beside the image"),
+        ({"records": {"fields": {}}}, "their networks take records"),
+        ({"network_def": {"_target_": "tomokit.networks.SiameseNetwork"}}, "gives no probabilities to average"),
+    ],
+)
+def test_runs_that_can_not_be_one_network_are_not_joined(changes, reason, tmp_path):
+    runs = [make_run(tmp_path / f"fold_{i}", i, **changes) for i in range(2)]
+    with pytest.raises(TomokitError, match=f"to an ensemble: .*{reason}.*; gather their folds instead"):
+        join_runs(runs, tmp_path / "ensemble")
+    assert not (tmp_path / "ensemble").exists()
 
 
 def test_folds_are_listed_by_number(tmp_path):
@@ -211,6 +228,21 @@ def test_gathered_folds_of_a_classification(tmp_path):
     result = gather_folds(runs, tmp_path)
     assert result["summary"]["auc"]["mean"] == 0.75
     assert result["summary"] == summarise_classification([*tables[0], *tables[1]], ["no", "yes"])["summary"]
+
+
+def test_gathered_folds_of_labels_and_of_values(tmp_path):
+    flags = [(1, 0.75, 1), (0, 0.5, 0), (1, 0.25, 0), (0, 0.125, 0)]
+    labels = [dict(zip(("truth_a", "p_a", "decided_a"), own, strict=True)) for own in flags]
+    values = [{"truth": truth, "prediction": truth + 0.5} for truth in (1.5, 2.0, 4.0, 3.0)]
+    for task, told, rows in (("labels", "multi_label", labels), ("value", "regression", values)):
+        table = [{"case": f"c{i}", "patient": f"p{i}", **row} for i, row in enumerate(rows)]
+        runs = [tmp_path / f"{task}_{number}" for number in range(2)]
+        for run, own in zip(runs, (table[:2], table[2:]), strict=True):
+            write_table(run / "cases.csv", own)
+            write_json(run / "metrics.json", {"task": told, "summary": {}})
+        result = gather_folds(runs, tmp_path)
+        expected = summarise_task(task, table, ["a"])
+        assert {key: result[key] for key in expected} == expected and result["task"] == told
 
 
 def test_folds_that_do_not_go_together_are_not_gathered(tmp_path):

@@ -2,6 +2,8 @@ import json
 
 import numpy as np
 import pytest
+import scipy.stats
+import sklearn.calibration
 import sklearn.metrics
 import torch
 from monai.metrics import DiceMetric, compute_dice
@@ -9,11 +11,18 @@ from monai.networks.utils import one_hot
 
 from tomokit.errors import TomokitError
 from tomokit.metrics import (
+    LABEL_MEASURES,
+    VALUE_MEASURES,
     area_under_curve,
+    average_precision,
+    calibration_error,
     mean_dice_by_case,
     score_segmentation,
     summarise_classification,
+    summarise_labels,
+    summarise_regression,
     summarise_segmentation,
+    summarise_task,
 )
 
 LABELS = {"0": "background", "1": "liver", "2": "spleen", "3": "lesion"}
@@ -156,6 +165,10 @@ def test_no_rows():
         summarise_segmentation([])
     with pytest.raises(TomokitError, match="got 0 rows"):
         summarise_classification([], ["a", "b"])
+    with pytest.raises(TomokitError, match="no classified cases to summarise, got 0 rows"):
+        summarise_labels([], ["a", "b"])
+    with pytest.raises(TomokitError, match="no predicted cases to summarise, got 0 rows"):
+        summarise_regression([])
 
 
 def test_known_areas_under_the_curve():
@@ -184,7 +197,9 @@ def test_two_classes_against_scikit_learn():
     assert summary["balanced_accuracy"]["mean"] == pytest.approx(balanced)
     recall = sklearn.metrics.recall_score(truth, guess, average=None)
     assert [entry["sensitivity"]["mean"] for entry in result["per_class"].values()] == pytest.approx(recall)
-    for entry in summary.values():
+    assert summary["brier"]["mean"] == pytest.approx(sklearn.metrics.brier_score_loss(truth, scores[:, 1]))
+    assert summary["ece"]["mean"] == calibration_error(guess == truth, scores.max(axis=1))
+    for entry in (summary[name] for name in ("auc", "accuracy", "balanced_accuracy", "brier")):
         assert entry["ci95"][0] < entry["mean"] < entry["ci95"][1]
         assert (entry["n"], entry["cases"]) == (60, 60)
     assert result["absent_classes"] == []
@@ -246,3 +261,220 @@ def test_every_wrong_row_is_listed():
 def test_too_few_classes(classes):
     with pytest.raises(TomokitError, match=r"different classes are needed, got \['no'"):
         summarise_classification(class_rows([0], [[1.0]], ["no"]), classes)
+
+
+def test_half_of_the_brier_score_of_several_classes():
+    truth, scores = random_classification(30, 3)
+    rows = class_rows(truth, scores, list("abc"), patients=[0] * 30)
+    result = summarise_classification(rows, list("abc"))
+    expected = np.mean([sum((score - (truth[i] == j)) ** 2 for j, score in enumerate(scores[i])) for i in range(30)])
+    assert result["summary"]["brier"]["mean"] == pytest.approx(expected / 2)
+    wrong = class_rows([0, 1], [[0.0, 1.0], [1.0, 0.0]], ["no", "yes"], patients=[0, 0])
+    assert summarise_classification(wrong, ["no", "yes"])["summary"]["brier"]["mean"] == 1
+
+
+def test_known_average_precisions():
+    truth = np.array([0, 0, 1, 1])
+    assert average_precision(truth, np.array([0.1, 0.2, 0.3, 0.4])) == 1
+    assert average_precision(truth, np.full(4, 0.5)) == 0.5
+    assert average_precision(truth, np.array([0.1, 0.35, 0.3, 0.4])) == pytest.approx((1 + 2 / 3) / 2)
+    assert np.isnan(average_precision(np.zeros(4), np.arange(4)))
+
+
+def test_average_precision_is_scikit_learns_with_ties():
+    generator = np.random.default_rng(0)
+    for levels in (3, 8, 1000):
+        truth, score = np.arange(50) % 3 == 0, generator.integers(0, levels, size=50)
+        expected = sklearn.metrics.average_precision_score(truth, score)
+        assert average_precision(truth, score) == pytest.approx(expected)
+
+
+def told(*groups):
+    """Return outcomes and probabilities of groups of ten cases, each given by its probability and how many came."""
+    outcomes = np.concatenate([np.arange(10) < came for _, came in groups])
+    return outcomes, np.repeat([chance for chance, _ in groups], 10)
+
+
+def test_known_calibration_errors():
+    assert calibration_error(*told((0.6, 6), (0.8, 8))) == pytest.approx(0)
+    assert calibration_error(*told((0.9, 6))) == pytest.approx(0.3)
+    assert calibration_error(*told((0.6, 8), (0.8, 6))) == pytest.approx(0.2)  # opposite errors don't cancel out
+    assert calibration_error(*told((0.6, 6), (0.8, 6))) == pytest.approx(0.1)
+    assert calibration_error(np.array([True]), np.array([0.7])) == pytest.approx(0.3)
+
+
+def test_calibration_error_is_that_of_scikit_learns_curve_of_equal_bins():
+    generator = np.random.default_rng(0)
+    chances = generator.random(1000)  # 10 bins of 100
+    outcomes = generator.random(1000) < chances**2
+    shares, means = sklearn.calibration.calibration_curve(outcomes, chances, n_bins=10, strategy="quantile")
+    assert calibration_error(outcomes, chances) == pytest.approx(np.mean(np.abs(shares - means)))
+    turned = generator.permutation(1000)
+    assert calibration_error(outcomes[turned], chances[turned]) == pytest.approx(calibration_error(outcomes, chances))
+
+
+@pytest.mark.parametrize(("cases", "noise"), [(100, 0.1), (300, 0.07), (4000, 0.03)])
+def test_true_probabilities_seem_little_wrong_and_overconfident_ones_more(cases, noise):
+    generator = np.random.default_rng(cases)
+    truth_error, bold_error = [], []
+    for _ in range(20):
+        logits = 1.5 * generator.normal(size=cases)
+        outcomes = generator.random(cases) < 1 / (1 + np.exp(-logits))
+        for errors, scale in ((truth_error, 1), (bold_error, 4)):
+            errors.append(calibration_error(outcomes, 1 / (1 + np.exp(-scale * logits))))
+    assert np.mean(truth_error) < noise
+    assert np.mean(bold_error) > 0.1 and min(bold_error) > np.mean(truth_error)
+
+
+def label_rows(truth, chances, names, decided=None, patients=None):
+    """Return rows of several labels per case, from arrays (cases, labels)."""
+    patients = range(len(truth)) if patients is None else patients
+    decided = chances >= 0.5 if decided is None else decided
+    rows = []
+    for i, patient in enumerate(patients):
+        row = {"case": f"case_{i}", "patient": str(patient)}
+        for j, name in enumerate(names):
+            row |= {f"truth_{name}": int(truth[i, j]), f"p_{name}": chances[i, j]}
+            row |= {f"decided_{name}": int(decided[i, j])}
+        rows.append(row)
+    return rows
+
+
+def random_labels(cases=40, labels=3, seed=0):
+    generator = np.random.default_rng(seed)
+    truth = np.stack([np.arange(cases) % (2 + j) == 0 for j in range(labels)], axis=1)
+    return truth, 1 / (1 + np.exp(-(generator.normal(size=truth.shape) + 1.5 * truth - 0.7)))
+
+
+def test_several_labels_against_scikit_learn():
+    truth, chances = random_labels()
+    result = summarise_labels(label_rows(truth, chances, "abc", patients=np.arange(40) // 2), "abc")
+    expected = {name: [] for name in LABEL_MEASURES}
+    for own, chance in zip(truth.T, chances.T, strict=True):
+        found = chance >= 0.5
+        expected["auc"].append(sklearn.metrics.roc_auc_score(own, chance))
+        expected["average_precision"].append(sklearn.metrics.average_precision_score(own, chance))
+        expected["sensitivity"].append(sklearn.metrics.recall_score(own, found))
+        expected["specificity"].append(sklearn.metrics.recall_score(~own, ~found))
+        expected["f1"].append(sklearn.metrics.f1_score(own, found))
+        expected["brier"].append(sklearn.metrics.brier_score_loss(own, chance))
+        expected["ece"].append(calibration_error(own, chance))
+    for name, values in expected.items():
+        assert [result["per_class"][label][name]["mean"] for label in "abc"] == pytest.approx(values)
+        assert result["summary"][name]["mean"] == pytest.approx(np.mean(values))
+        assert (result["summary"][name]["n"], result["summary"][name]["cases"]) == (20, 40)
+    low, high = result["summary"]["auc"]["ci95"]
+    assert low < result["summary"]["auc"]["mean"] < high
+    assert [result["per_class"][label]["positives"] for label in "abc"] == truth.sum(axis=0).tolist()
+    assert result["absent_classes"] == []
+    json.dumps(result, allow_nan=False)
+
+
+def test_thresholds_decide_in_place_of_the_rows():
+    truth, chances = random_labels(cases=24, labels=2)  # of one patient: no resamples to wait for
+    rows = label_rows(truth, chances, "ab", chances >= [0.3, 0.6], patients=[0] * 24)
+    assert summarise_labels(rows, "ab") == summarise_labels(rows, "ab", {"a": 0.3, "b": 0.6})
+    everything = summarise_labels(rows, "ab", {"a": 0.0, "b": 1.01})["per_class"]
+    assert [everything["a"][name]["mean"] for name in ("sensitivity", "specificity")] == [1, 0]
+    assert [everything["b"][name]["mean"] for name in ("sensitivity", "specificity", "f1")] == [0, 1, 0]
+
+
+def test_a_label_of_no_case_is_named_and_left_out_of_the_means():
+    truth, chances = random_labels(cases=20, labels=2)
+    truth[:, 1] = False
+    result = summarise_labels(label_rows(truth, chances, "ab", patients=[0] * 20), "ab")
+    assert result["absent_classes"] == ["b"]
+    own = result["per_class"]["b"]
+    assert [own[name]["mean"] for name in ("auc", "average_precision", "sensitivity")] == [None] * 3
+    assert own["positives"] == 0 and own["specificity"]["mean"] is not None
+    assert {name: result["summary"][name]["mean"] for name in LABEL_MEASURES} == {
+        name: result["per_class"]["a"][name]["mean"] for name in LABEL_MEASURES
+    }
+    truth[:, 0] = True
+    result = summarise_labels(label_rows(truth, chances, "ab", patients=[0] * 20), "ab")
+    assert result["absent_classes"] == ["a", "b"] and result["summary"]["auc"]["mean"] is None
+
+
+def test_every_wrong_row_of_labels_is_listed():
+    truth, chances = random_labels(cases=3, labels=2)
+    rows = label_rows(truth, chances, "ab", patients=[0] * len(truth))
+    rows[0] |= {"truth_a": 2, "p_b": 1.5}
+    del rows[1]["decided_a"]
+    with pytest.raises(TomokitError) as caught:
+        summarise_labels(rows, "ab")
+    for part in (
+        "truth_a of case case_0 must be 0 or 1, got 2",
+        "p_b of case case_0 must lie in 0–1, got 1.5",
+        "case_1 has no column decided_a",
+    ):
+        assert part in str(caught.value)
+    with pytest.raises(TomokitError, match=r"none is given for \['b'\]"):
+        summarise_labels(rows, "ab", {"a": 0.5})
+    with pytest.raises(TomokitError, match=r"different labels are needed, got \['a', 'a'\]"):
+        summarise_labels(rows, "aa")
+
+
+def value_rows(truth, prediction, patients=None):
+    patients = range(len(truth)) if patients is None else patients
+    return [
+        {"case": f"case_{i}", "patient": str(patient), "truth": true, "prediction": predicted}
+        for i, (patient, true, predicted) in enumerate(zip(patients, truth, prediction, strict=True))
+    ]
+
+
+def test_values_that_are_two_too_great():
+    truth = np.array([1.0, 2.0, 4.0, 7.0])
+    summary = summarise_regression(value_rows(truth, truth + 2))["summary"]
+    expected = {"mae": 2, "rmse": 2, "mse": 4, "bias": 2, "pearson": 1, "spearman": 1, "r2": 1 - 4 / truth.var()}
+    assert {name: entry["mean"] for name, entry in summary.items()} == pytest.approx(expected)
+    assert summary["mae"]["ci95"] == pytest.approx([2, 2])
+
+
+def test_values_against_scikit_learn_and_scipy():
+    generator = np.random.default_rng(0)
+    truth = generator.normal(60, 10, 40)
+    prediction = 0.6 * truth + 20 + generator.normal(0, 5, 40)
+    result = summarise_regression(value_rows(truth, prediction, np.arange(40) // 2))
+    expected = {
+        "mae": sklearn.metrics.mean_absolute_error(truth, prediction),
+        "rmse": sklearn.metrics.root_mean_squared_error(truth, prediction),
+        "mse": sklearn.metrics.mean_squared_error(truth, prediction),
+        "r2": sklearn.metrics.r2_score(truth, prediction),
+        "pearson": scipy.stats.pearsonr(truth, prediction).statistic,
+        "spearman": scipy.stats.spearmanr(truth, prediction).statistic,
+        "bias": np.mean(prediction - truth),
+    }
+    assert list(result["summary"]) == list(VALUE_MEASURES) and result["per_class"] == {}
+    assert {name: entry["mean"] for name, entry in result["summary"].items()} == pytest.approx(expected)
+    for entry in result["summary"].values():
+        assert entry["ci95"][0] < entry["mean"] < entry["ci95"][1] and (entry["n"], entry["cases"]) == (20, 40)
+    json.dumps(result, allow_nan=False)
+
+
+def test_values_that_do_not_vary_have_no_correlation():
+    summary = summarise_regression(value_rows([3.0, 3.0], [1.0, 2.0], [0, 0]))["summary"]
+    assert [summary[name]["mean"] for name in ("r2", "pearson", "spearman")] == [None] * 3
+    assert summary["mae"]["mean"] == 1.5
+    constant = summarise_regression(value_rows([1.0, 2.0, 3.0], [2.0, 2.0, 2.0], [0, 0, 0]))["summary"]
+    assert constant["r2"]["mean"] == 0 and constant["pearson"]["mean"] is None
+
+
+def test_every_wrong_row_of_values_is_listed():
+    rows = value_rows([1.0, float("nan")], [1.0, 2.0])
+    del rows[0]["prediction"]
+    with pytest.raises(TomokitError) as caught:
+        summarise_regression(rows)
+    for part in ("case_0 has no column prediction", "truth of case case_1 must be a finite number, got nan"):
+        assert part in str(caught.value)
+
+
+def test_a_task_has_its_summary():
+    truth, chances = random_labels(cases=12, labels=2)
+    rows = label_rows(truth, chances, "ab", patients=[0] * len(truth))
+    assert summarise_task("labels", rows, "ab") == summarise_labels(rows, "ab")
+    values = value_rows([1.0, 2.0, 4.0], [1.5, 2.0, 3.0], patients=[0] * 3)
+    assert summarise_task("value", values, []) == summarise_regression(values)
+    classes = class_rows([0, 1, 1], [[0.9, 0.1], [0.4, 0.6], [0.6, 0.4]], "ab", patients=[0] * 3)
+    assert summarise_task("classes", classes, "ab") == summarise_classification(classes, "ab")
+    with pytest.raises(TomokitError, match="`task` must be one of classes, labels, value, got 'regions'"):
+        summarise_task("regions", rows, "ab")

@@ -606,11 +606,12 @@ def test_no_more_validations_run_than_are_told_and_reserved():
     assert told == {True, False}
 
 
-def test_the_choice_of_postprocessing_is_one_more_pass_over_the_validation_cases():
-    made, timing = make_fingerprint(training=40), Timing(0.3, 0.5, 1.0)
-    classes = dataclasses.replace(made, task="classification")
-    extra = reserved_seconds(made, timing, 3) - reserved_seconds(classes, timing, 3)
-    assert extra == pytest.approx(made.cases["validation"] * timing.validation_case)
+def test_what_is_chosen_after_training_is_one_more_pass_over_the_validation_cases():
+    timing = Timing(0.3, 0.5, 1.0)
+    for task in ("segmentation", "classification"):
+        made = dataclasses.replace(make_fingerprint(training=40), task=task)
+        extra = reserved_seconds(made, timing._replace(validation_case=2.0), 3) - reserved_seconds(made, timing, 3)
+        assert extra == pytest.approx((3 + 1) * made.cases["validation"] + made.cases["test"])
 
 
 def test_a_whole_epoch_must_fit():
@@ -870,9 +871,10 @@ def test_classes_are_planned_too(phantoms):
     parser = check_bundle(plan.bundle)
     dataset = parser.get_parsed_content("train::dataset")
     assert isinstance(dataset, CacheDataset) and {type(item["image"]) for item in dataset._cache} == {torch.Tensor}
-    flip, noise = parser.get_parsed_content("train::augmentation").transforms
+    spatial, flip, noise = parser.get_parsed_content("train::augmentation").transforms
+    assert spatial.spacing == tuple(content["spacing"])
     assert flip.axes == [0] and (noise.prob, noise.std_range) == (0.2, (0.0, 0.15))
-    assert parser.get_parsed_content("train::trainer").prepare_batch.augmentation.transforms == (flip, noise)
+    assert parser.get_parsed_content("train::trainer").prepare_batch.augmentation.transforms == (spatial, flip, noise)
 
 
 def test_partly_annotated_cases_make_a_bundle(phantoms, tmp_path):

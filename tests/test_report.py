@@ -126,3 +126,74 @@ def test_a_run_that_was_not_evaluated(tmp_path, run_dir):
 def test_metrics_that_are_not_a_runs(tmp_path, metrics, message):
     with pytest.raises(TomokitError, match=message):
         printed(tmp_path / "runs" / "demo", metrics)
+
+
+def test_calibration_is_shown_where_it_was_measured(tmp_path):
+    summary = CLASSIFICATION["summary"] | {"brier": entry(0.12), "ece": entry(0.04, 0.03, 0.09)}
+    lines = printed(tmp_path, {**CLASSIFICATION, "summary": summary})
+    assert cells(lines, "calibration error") == ["calibration error", "0.040 [0.030, 0.090]", "–", "12"]
+    assert cells(lines, "Brier score")[1] == "0.120"
+    assert not any("calibration error" in line for line in printed(tmp_path, CLASSIFICATION))
+
+
+def test_a_run_of_several_labels(tmp_path):
+    own = {"auc": entry(0.7), "sensitivity": entry(0.6), "specificity": entry(None, n=0), "positives": 4}
+    metrics = {
+        "task": "multi_label",
+        "summary": {"auc": entry(0.8, 0.7, 0.9), "average_precision": entry(0.75), "f1": entry(0.5)},
+        "per_class": {"large": own},
+        "rivals": {"histogram": {"summary": {"auc": entry(0.6)}, "per_class": {"large": {"auc": entry(0.55)}}}},
+    }
+    lines = printed(tmp_path, metrics)
+    assert cells(lines, "mean AUC") == ["mean AUC", "0.800 [0.700, 0.900]", "0.600", "12"]
+    assert cells(lines, "AUC, large") == ["AUC, large", "0.700", "0.550", "12"]
+    assert cells(lines, "specificity, large") == ["specificity, large", "–", "–", "0"]
+
+
+def test_a_run_of_a_regression(tmp_path):
+    summary = {"mae": entry(4.25, 3.5, 5.0), "mse": entry(30.0), "r2": entry(0.6), "bias": entry(-1.0)}
+    lines = printed(tmp_path, {"task": "regression", "summary": summary, "per_class": {}})
+    assert cells(lines, "mean absolute error") == ["mean absolute error", "4.250 [3.500, 5.000]", "12"]
+    assert cells(lines, "R²")[1] == "0.600" and cells(lines, "mean error")[1] == "-1.000"
+
+
+RIVALS = ("histogram", "threshold", "logistic", "tree", "perceptron")
+
+
+def compared(names, found):
+    """Return a classification's measures with several rivals and the comparisons with them."""
+    per_class = {name: {"auc": entry(0.61)} for name in ("benign", "malignant")}
+    rivals = {key: {"summary": {"auc": entry(0.61)}, "per_class": per_class} for key in names}
+    return {**CLASSIFICATION, "rivals": rivals, "comparisons": dict.fromkeys(names, found)}
+
+
+def difference(value, low, high, p, verdict):
+    return {"malignant": {"difference": value, "ci95": [low, high], "p": p, "verdict": verdict, "n": 12}}
+
+
+@pytest.mark.parametrize(
+    ("found", "shown"),
+    [
+        (difference(0.0321, -0.01, 0.0742, 0.1312, "tie"), ["+0.032 [-0.010, +0.074]", "0.131", "tie"]),
+        (difference(0.3, 0.2, 0.4, 1e-7, "better"), ["+0.300 [+0.200, +0.400]", "<.001", "better"]),
+        (difference(-0.1, -0.15, -0.05, 0.001, "worse"), ["-0.100 [-0.150, -0.050]", "0.001", "worse"]),
+    ],
+)
+def test_the_network_is_compared_with_each_rival(tmp_path, found, shown):
+    lines = printed(tmp_path, compared(RIVALS, found))
+    assert cells(lines, "perceptron") == ["perceptron", "malignant", "0.610", *shown]
+    assert cells(lines, "AUC") == ["AUC", "0.950 [0.900, 1.000]", "12"]  # five more columns would not fit
+    assert max(len(line) for line in lines if not line.startswith("results")) <= 80
+    assert "DeLong's test on the same cases" in "\n".join(lines)
+
+
+def test_few_rivals_stand_beside_the_scores_too(tmp_path):
+    lines = printed(tmp_path, compared(["histogram"], difference(0.1, -0.1, 0.3, 0.4, "tie")))
+    assert cells(lines, "AUC") == ["AUC", "0.950 [0.900, 1.000]", "0.610", "12"]
+    assert cells(lines, "histogram")[3:] == ["+0.100 [-0.100, +0.300]", "0.400", "tie"]
+
+
+def test_what_could_not_be_compared_is_left_out(tmp_path):
+    lines = printed(tmp_path, compared(RIVALS, {}))
+    assert not any("DeLong" in line for line in lines)
+    assert len(cells(lines, "AUC")) == 8

@@ -584,8 +584,8 @@ def test_the_bundles_own_settings_must_train(data, space, tmp_path):
 def test_epochs_fill_a_trials_share_of_the_time(data, space):
     plan = make_plan("classification", space, (), options(data))
     times = {"start": 10.0, "epoch": 2.0, "validation": 1.0}
-    assert plan.interval(20) == 1 and plan.config["epochs"] == 15
-    assert [fit_epochs(plan, times, seconds) for seconds in (0, 13, 16, 25, 1e6)] == [1, 1, 2, 5, 15]
+    assert plan.interval(20) == 1 and plan.config["epochs"] == 40
+    assert [fit_epochs(plan, times, seconds) for seconds in (0, 13, 16, 25, 1e6)] == [1, 1, 2, 5, 40]
 
 
 def test_a_planned_bundle_takes_the_networks_of_the_packaged_one(data, space, tmp_path):

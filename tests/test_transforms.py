@@ -1,9 +1,10 @@
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.transforms import ClassesToIndicesd, RandCropByLabelClassesd
 
 from tomokit.errors import TomokitError
-from tomokit.transforms import OneHotClassd, RandPatchByLabelClassesd, class_ratios
+from tomokit.transforms import DepthMapd, OneHotClassd, RandPatchByLabelClassesd, class_ratios
 
 
 @pytest.mark.parametrize("value", [2, torch.tensor(2), 2.0])
@@ -49,3 +50,29 @@ def test_the_foregrounds_share_is_divided_among_the_structures():
 def test_a_share_out_of_range_is_named():
     with pytest.raises(TomokitError, match=r"0–1, got 1\.5"):
         class_ratios({"0": "background", "1": "liver"}, 1.5)
+
+
+# Depth
+
+
+def test_the_depth_of_a_box_is_the_distance_from_its_outside():
+    mask = torch.zeros(1, 9, 9, 12)
+    mask[0, 2:7, 1:8, 3:9] = 255  # 5 × 7 × 6 voxels
+    found = DepthMapd("image", above=127)({"image": mask, "case": "a"})["image"]
+    assert found.dtype == torch.float32 and found.shape == mask.shape
+    assert torch.equal(found > 0, mask > 127)
+    assert found[0, 2, 4, 5] == 1 and found[0, 4, 4, 5] == 3 and found[0, 4, 4, 3] == 1 and found[0, 3, 4, 5] == 2
+
+
+def test_depth_is_in_mm_and_of_each_channel():
+    mask = torch.zeros(2, 7, 7, 7)
+    mask[0, 1:6, 1:6, 1:6] = 1
+    image = MetaTensor(mask, affine=torch.diag(torch.tensor([2.0, 1.0, 0.5, 1.0])))
+    found = DepthMapd("image")({"image": image})["image"]
+    assert isinstance(found, MetaTensor) and torch.equal(found.affine, image.affine)
+    assert found[0, 3, 3, 3] == 1.5 and found[0, 3, 3, 1] == 0.5  # three voxels of 0.5 mm along the last axis
+    assert not found[1].any()
+
+
+def test_what_has_no_outside_has_no_depth():
+    assert torch.equal(DepthMapd("image")({"image": torch.ones(1, 3, 4)})["image"], torch.ones(1, 3, 4))

@@ -1,0 +1,148 @@
+"""The parts of benchmarks that make data or draw conclusions; what trains is left to the benchmarks themselves."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from tomokit.errors import TomokitError
+from tomokit.statistics import delong
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def benchmarks():
+    """Make the benchmarks' modules importable, as when one is run."""
+    sys.path.append(str(FOLDER))
+    yield
+    sys.path.remove(str(FOLDER))
+
+
+# Labels of hippocampus crops
+
+
+def test_the_measures_behind_the_labels_are_those_of_the_mask():
+    bench = importlib.import_module("hippocampus_labels")
+    mask = np.zeros((20, 30, 20), np.uint8)
+    mask[5:11, 4:24, 6:14] = 2
+    mask[5:11, 14:24, 6:14] = 1  # the front half
+    image = np.where(mask > 0, 300.0, 100.0)
+    found = bench.measure_labels(image, mask, np.eye(4))
+    assert list(found) == list(bench.LABELS)
+    assert found["volume"] == pytest.approx(6 * 20 * 8 / 1000) and found["anterior share"] == 0.5
+    assert found["length"] == pytest.approx(np.sqrt(36 + 400 + 64)) and found["width"] == 6
+    assert found["contrast"] == pytest.approx(1)  # from the least to the greatest intensity
+    other = bench.measure_labels(7 * image + 50, mask, np.diag([2.0, 1, 1, 1]))
+    assert other["contrast"] == pytest.approx(1) and other["width"] == 12
+    assert other["volume"] == pytest.approx(2 * found["volume"])
+
+
+def test_a_label_is_above_the_training_median():
+    bench = importlib.import_module("hippocampus_labels")
+    measures = {f"c{i}": dict.fromkeys(bench.LABELS, float(i)) for i in range(6)}
+    labels = bench.label_cases(measures, ["c0", "c1", "c2"])
+    assert [labels[f"c{i}"][0] for i in range(6)] == [0, 0, 1, 1, 1, 1]
+    assert all(len(own) == 5 and len(set(own)) == 1 for own in labels.values())
+
+
+def test_a_crop_lies_at_the_centre_of_the_grid_in_noise_of_its_own():
+    bench = importlib.import_module("hippocampus_labels")
+    crop = np.random.default_rng(0).integers(1, 9, (5, 6, 4)).astype(np.uint8)
+    affine = np.array([[0, 2, 0, 10], [-1, 0, 0, 20], [0, 0, 3, 30], [0, 0, 0, 1.0]])
+    image, moved = bench.put_on_grid(crop, affine, 3, (9, 9, 8))
+    assert image.shape == (9, 9, 8) and image.dtype == np.float32
+    assert np.array_equal(image[2:7, 1:7, 2:6], crop)
+    assert set(np.unique(image)) <= set(np.unique(crop)) and len(np.unique(image[:2])) > 3
+    index = np.array([2, 1, 2, 1])
+    assert np.allclose(moved @ index, affine @ [0, 0, 0, 1])  # the crop stays where it was
+    assert np.array_equal(image, bench.put_on_grid(crop, affine, 3, (9, 9, 8))[0])
+    with pytest.raises(TomokitError, match=r"a crop of \(5, 6, 4\) voxels does not fit on the grid of \(9, 5, 8\)"):
+        bench.put_on_grid(crop, affine, 3, (9, 5, 8))
+
+
+def test_network_and_rival_are_compared_case_by_case():
+    bench = importlib.import_module("hippocampus_labels")
+    rng = np.random.default_rng(0)
+    truth, chances = rng.integers(0, 2, (30, 5)), rng.random((2, 30, 5))
+    tables = [
+        [
+            {"case": f"c{i}", "patient": f"c{i}"}
+            | {f"truth_{name}": int(flag) for name, flag in zip(bench.LABELS, truth[i], strict=True)}
+            | {f"p_{name}": float(chance) for name, chance in zip(bench.LABELS, own[i], strict=True)}
+            for i in range(30)
+        ]
+        for own in chances
+    ]
+    measured = bench.measured_rows(tables[0], tables[1][::-1], {"seconds": 1})
+    rows = {(row["system"], row["metric"]): row for row in measured}
+    means = [np.mean([roc_auc_score(truth[:, i], own[:, i]) for i in range(5)]) for own in chances]
+    assert rows["resnet", "auc"]["value"] == pytest.approx(means[0])
+    assert rows["crop size and histogram", "auc"]["value"] == pytest.approx(means[1])
+    against = rows["resnet", "auc - rival's"]
+    assert against["value"] == pytest.approx(means[0] - means[1]) and against["ci95"][0] < against["value"]
+    assert len(bench.lines(list(rows.values()))) == 6
+
+
+# Adrenal glands
+
+
+def make_chances(seed, trainings):
+    rng = np.random.default_rng(seed)
+    truth = np.arange(60) % 4 == 0
+    return truth, 1 / (1 + np.exp(-(2 * truth[:, None] - 1 + rng.normal(size=(60, trainings)))))
+
+
+def test_a_row_is_the_mean_of_the_seeds():
+    bench = importlib.import_module("adrenal")
+    truth, chances = make_chances(0, 3)
+    rows = {row["metric"]: row for row in bench.metric_rows(28, "resnet", truth, chances, {"seconds": 7.0})}
+    areas = [roc_auc_score(truth, own) for own in chances.T]
+    assert rows["auc"]["by_seed"] == pytest.approx(areas) and rows["auc"]["value"] == pytest.approx(np.mean(areas))
+    assert rows["auc"]["ci95"][0] < rows["auc"]["value"] < rows["auc"]["ci95"][1]
+    assert rows["acc"]["value"] == pytest.approx(((chances >= 0.5) == truth[:, None]).mean())
+    assert 0 <= rows["ece"]["value"] <= 1 and rows["ece"]["dataset"] == "adrenal28" and rows["ece"]["seconds"] == 7
+    _, other = make_chances(1, 1)
+    row = bench.difference_row(28, "resnet", truth, (chances, other), {})
+    assert row["value"] == pytest.approx(np.mean(areas) - roc_auc_score(truth, other[:, 0]))
+    assert (row["p"], row["verdict"]) == (delong(truth, chances, other).p, delong(truth, chances, other).verdict)
+
+
+def test_the_network_of_the_best_validation_is_chosen():
+    bench = importlib.import_module("adrenal")
+
+    def rows_of(system, validation, test):
+        common = {"system": system, "dataset": "adrenal28", "validation_auc": validation, "seconds": 60.0}
+        common |= {"ci95": [0.1, 0.9], "parameters": 1000, "p": 0.2, "verdict": "tie"}
+        return [common | {"metric": metric, "value": test} for metric in (*bench.METRICS, "auc - features")]
+
+    known = (("resnet", 0.8, 0.95), ("cnn", 0.9, 0.85), ("cnn+features", 0.7, 0.9))
+    rows = [row for own in known for row in rows_of(*own)]
+    found = bench.chosen_rows(rows, 28)
+    names = {(row["system"], row["network"]) for row in found}
+    assert names == {("chosen", "cnn"), ("chosen+features", "cnn+features")}
+    assert [row["value"] for row in found if row["metric"] == "auc"] == [0.85, 0.9]
+    assert found[0]["among"] == ["cnn", "resnet"] and bench.chosen_rows(rows, 64) == []
+    lines = bench.table_lines([*rows, *found], 28)
+    assert [line[0] for line in lines] == [
+        "chosen: cnn",
+        "chosen+features: cnn+features",
+        "resnet",
+        "cnn",
+        "cnn+features",
+    ]
+    assert all(len(line) == len(bench.HEAD) for line in lines) and lines[0][4].endswith("p 0.200: tie")
+
+
+def test_the_best_rival_of_the_phantoms_is_told():
+    bench = importlib.import_module("classifiers")
+    score = {"mean": 0.97, "ci95": [0.9, 1.0], "n": 40}
+    own = {"seconds": 100.0, "parameters": 900_000, "epochs": 40}
+    rows = [bench.row("resnet", score, own)]
+    rows += [bench.row(name, score | {"mean": mean}, {}) for name, mean in (("tree", 0.6), ("histogram", 0.7))]
+    assert bench.best_rival(rows)["system"] == "histogram"
+    assert [line[0] for line in bench.lines(rows)] == ["resnet", "best rival: histogram"]
+    bench.show(rows)

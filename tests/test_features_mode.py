@@ -1,0 +1,111 @@
+"""Real small runs of networks with measures joined, and of the rivals beside a network."""
+
+import csv
+import json
+import shutil
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from bundle_runs import config, follow, train, weights
+from monai.bundle import ConfigParser
+
+from tomokit import phantoms
+from tomokit.datasets import select_cases
+from tomokit.errors import TomokitError
+from tomokit.measure import feature_names
+from tomokit.rivals import feature_table
+
+SMALL = {"image_size": [16, 16, 16]}
+NO_RIVALS = {"rival": False, "feature_models": []}
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "set"
+    phantoms.make_classification_set(folder, cases=24, test_cases=6, size=16, progress=False)
+    return folder
+
+
+def read_table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def find_cause(error):
+    while error is not None and not isinstance(error, TomokitError):
+        error = error.__cause__ or error.__context__
+    assert error is not None, "no TomokitError in the chain"
+    return str(error)
+
+
+def test_measures_are_joined_and_standardised_by_the_training_cases_in_every_stage(volumes, tmp_path):
+    run = train("classification", tmp_path / "run", "modes/features", dataset_dir=str(volumes), **SMALL)
+    training = select_cases(volumes, "splits.json", 0)["training"]
+    _, table = feature_table(training)
+    for name in ("best", "last"):
+        kept = weights(run, name)
+        np.testing.assert_allclose(kept["mean"], table.mean(axis=0), rtol=1e-4, atol=1e-5)
+        assert kept["fc.weight"].shape == (2, table.shape[1]) and kept["fc.weight"].abs().sum() > 0
+    follow("classification", run, "evaluate", **NO_RIVALS)
+    follow("classification", run, "inference", dataset_dir="nowhere", input=str(volumes / "imagesTs"))
+    rows, answers = read_table(run / "cases.csv"), read_table(run / "inference" / "classes.csv")
+    assert sorted(row["p_elongated"] for row in rows) == sorted(row["p_elongated"] for row in answers)
+    assert "rivals" not in json.loads((run / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("name", [None, "cnn", "densenet", "inception", "resnet10", "senet", "sequence", "vit"])
+def test_any_network_takes_the_measures(name, volumes):
+    layers = [*([] if name is None else [f"networks/{name}"]), "modes/features"]
+    parser = ConfigParser()
+    parser.read_config(config("classification", "train", *layers))
+    for key, value in {"dataset_dir": str(volumes), "mask_above": 60, **SMALL}.items():
+        parser[key] = value
+    network = parser.get_parsed_content("network").eval()
+    names = parser.get_parsed_content("measures").names
+    assert names == feature_names(masked=False, mask_above=60)
+    torch.nn.init.ones_(network.fc.weight)
+    image, features = torch.randn(2, 1, 16, 16, 16), torch.randn(2, len(names))
+    with torch.no_grad():
+        both, alone = network(image, features), network(image, torch.zeros_like(features))
+    assert both.shape == (2, 2)
+    torch.testing.assert_close(both - alone, features.sum(1, keepdim=True).expand(2, 2), rtol=1e-3, atol=1e-3)
+
+
+def test_masks_of_the_cases_are_measured_in(volumes, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(volumes, folder)
+    content = json.loads((folder / "dataset.json").read_text())
+    for entry in [*content["training"], *content["test"]]:
+        image = nibabel.load(folder / entry["image"])
+        mask = (image.get_fdata() > np.median(image.get_fdata())).astype(np.uint8)
+        entry["mask"] = entry["image"].replace("images", "masks")
+        (folder / entry["mask"]).parent.mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(mask, image.affine), folder / entry["mask"])
+    (folder / "dataset.json").write_text(json.dumps(content))
+    options = {"dataset_dir": str(folder), "mask_key": "mask", "epochs": 1}
+    run = train("classification", tmp_path / "run", "modes/features", **options, **SMALL)
+    assert weights(run, "best")["mean"].shape == (len(feature_names(masked=True)),)
+    follow("classification", run, "evaluate", rival=False, feature_models=["logistic"])
+    assert list(json.loads((run / "metrics.json").read_text())["rivals"]) == ["logistic"]
+    with pytest.raises(RuntimeError) as caught:
+        follow("classification", run, "inference")
+    assert "has no `mask` to measure in" in find_cause(caught.value)
+
+
+def test_an_evaluation_scores_and_compares_every_rival(volumes, tmp_path):
+    run = train("classification", tmp_path / "run", dataset_dir=str(volumes), epochs=1, **SMALL)
+    assert torch.load(run / "checkpoints" / "last.pt", weights_only=True)["average"]["count"] > 0
+    follow("classification", run, "evaluate")
+    measures = json.loads((run / "metrics.json").read_text())
+    names = ["histogram", "threshold", "logistic", "tree", "perceptron"]
+    assert list(measures["rivals"]) == list(measures["comparisons"]) == names
+    for name in names:
+        found = measures["comparisons"][name]["elongated"]
+        areas = [own["summary"]["auc"]["mean"] for own in (measures, measures["rivals"][name])]
+        assert found["difference"] == pytest.approx(areas[0] - areas[1])
+        assert found["verdict"] in ("better", "tie", "worse")
+    with pytest.raises(RuntimeError) as caught:
+        follow("classification", run, "evaluate", feature_models=["forest"])
+    assert "got 'forest'" in find_cause(caught.value)
