@@ -45,21 +45,22 @@ SEEDS, FOLDS = range(5), range(5)
 JOINED = "+features"
 METRICS = ("auc", "acc", "ece")
 HEAD = ["system", "AUC [95 %]", "accuracy", "ECE", "AUC − features' [95 %]", "cross-validated", "time", "parameters"]
+DENSE = "network_def::network::network::"
 # of each network by the volumes' edge: what differs from its layer, so that two CPU cores bear it
 NETWORKS: dict[int, dict[str, dict[str, Any]]] = {
     28: {
         "resnet": {},
-        "densenet": {},
+        "densenet": {DENSE + "init_features": 16, DENSE + "growth_rate": 8},
         "inception": {"network_def::width": 8},
-        "cnn": {"network_def::filters": [8, 16, 32, 64]},
+        "cnn": {"network_def::filters": [8, 16, 32, 64], "network_def::stride": 1},
         "senet": {"network_def::inplanes": 16, "epochs": 20},
         "sequence": {},
     },
     64: {
         "resnet": {},
-        "densenet": {"network_def::network::init_features": 8},
+        "densenet": {DENSE + "init_features": 8, DENSE + "growth_rate": 8},
         "inception": {"network_def::width": 4},
-        "cnn": {"network_def::filters": [8, 16, 32, 64], "network_def::stride": 2},
+        "cnn": {"network_def::filters": [8, 16, 32, 64]},
         "senet": {"network_def::inplanes": 16, "epochs": 8},
         "sequence": {},
     },

@@ -151,6 +151,10 @@ def test_each_level_but_the_first_halves_the_grid():
     image = torch.randn(2, 1, 17, 12, 9)
     assert cnn().features(image).shape == (2, 8, 5, 3, 3)
     assert cnn(stride=2).features(image).shape == (2, 8, 3, 2, 2)
+    assert cnn(convolutions=2).features(image).shape == (2, 8, 5, 3, 3)
+    assert len(cnn(convolutions=2).features) == 2 * len(cnn().features)
+    with pytest.raises(TomokitError, match="one of the `convolutions` or more, got 0"):
+        cnn(convolutions=0)
 
 
 def test_the_plain_network_s_head_is_a_perceptron():

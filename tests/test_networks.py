@@ -4,7 +4,7 @@ import pytest
 import torch
 from bundle_runs import config
 from monai.bundle import ConfigParser
-from monai.networks.nets import AttentionUnet, ResNet
+from monai.networks.nets import AttentionUnet, DenseNet, ResNet
 from torch import nn
 from torch.nn import functional
 
@@ -58,6 +58,14 @@ def test_dropout_stands_before_the_last_layer():
     found = add_dropout(network, 0.3).fc
     assert isinstance(found[0], nn.Dropout) and found[0].p == 0.3 and isinstance(found[1], nn.Linear)
     assert network.eval()(torch.zeros(2, 1, 16, 16, 16)).shape == (2, 2)
+
+
+def test_dropout_in_a_densenet_leaves_the_weights_their_names():
+    network = DenseNet(3, 1, 2, init_features=4, growth_rate=2, block_config=(1, 1))
+    names = list(network.state_dict())
+    *_, dropout, last = add_dropout(network, 0.3).class_layers
+    assert isinstance(dropout, nn.Dropout) and dropout.p == 0.3 and isinstance(last, nn.Linear)
+    assert list(network.state_dict()) == names
 
 
 def test_a_network_without_that_layer_is_named():

@@ -10,7 +10,7 @@ from tomokit.networks.blocks import Extent, check_lists, convolution, initialise
 
 
 class PlainCNN(nn.Module):
-    """A classifier of one convolution per level, whose features' mean goes through a perceptron.
+    """A classifier of one convolution or more per level, whose features' mean goes through a perceptron.
 
     It normalises by batch: by instance, each channel would have the same mean and deviation in every image, which
     is most of what its mean over the grid can tell. Any image size.
@@ -23,9 +23,10 @@ class PlainCNN(nn.Module):
         stride: of the first level: 1, or 2 for images that are large for the machine.
         hidden: units of the perceptron's hidden layer.
         dropout: share of the hidden units that are dropped.
+        convolutions: in each level, one after the other.
 
     Raises:
-        TomokitError: when the filters or the stride do not make a network.
+        TomokitError: when the filters, the stride or the convolutions do not make a network.
     Source: LeCun et al., Gradient-based learning applied to document recognition, Proceedings of the IEEE 86 (1998);
         the mean over the grid: Lin et al., Network in network, ICLR 2014.
     """
@@ -39,15 +40,20 @@ class PlainCNN(nn.Module):
         stride: int = 1,
         hidden: int = 64,
         dropout: float = 0.0,
+        convolutions: int = 1,
     ) -> None:
         super().__init__()
         check_lists(spatial_dims, filters)
         if stride not in (1, 2):
             raise TomokitError(f"`stride` of the first level must be 1 or 2, got {stride}")
+        if convolutions < 1:
+            raise TomokitError(f"each level needs one of the `convolutions` or more, got {convolutions}")
         channels = [in_channels, *filters]
-        self.features = nn.Sequential(
-            *(unit(spatial_dims, channels[i], width, 3, 2 if i else stride) for i, width in enumerate(filters))
-        )
+        units = []
+        for i, width in enumerate(filters):
+            units.append(unit(spatial_dims, channels[i], width, 3, 2 if i else stride))
+            units += [unit(spatial_dims, width, width, 3) for _ in range(convolutions - 1)]
+        self.features = nn.Sequential(*units)
         self.fc: nn.Module = nn.Identity()
         if out_channels is not None:
             layers = [nn.Linear(filters[-1], hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, out_channels)]
