@@ -51,7 +51,7 @@ NETWORKS: dict[int, dict[str, dict[str, Any]]] = {
     28: {
         "resnet": {},
         "densenet": {DENSE + "init_features": 16, DENSE + "growth_rate": 8},
-        "inception": {"network_def::width": 8},
+        "inception": {},
         "cnn": {"network_def::filters": [8, 16, 32, 64], "network_def::stride": 1},
         "senet": {"network_def::inplanes": 16, "epochs": 20},
         "sequence": {},
