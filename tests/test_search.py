@@ -426,7 +426,7 @@ def test_a_call_adds_only_the_trials_that_lack(found):
     folder, (_, resumed, ended), _ = found
     assert ended["counts"]["complete"] == 3
     assert "stopped by the user" in (folder / "trials.csv").read_text().splitlines()[1]
-    assert resumed["defaults"]["parameters"] == {"learning_rate": 0.002, "optimizer": "own"}
+    assert resumed["defaults"]["parameters"] == {"learning_rate": 0.004, "optimizer": "own"}
     rows = (folder / "trials.csv").read_text().splitlines()
     assert rows[0].startswith("trial,state,value,epoch,seconds,defaults,again,problem") and len(rows) == 5
 
@@ -584,8 +584,8 @@ def test_the_bundles_own_settings_must_train(data, space, tmp_path):
 def test_epochs_fill_a_trials_share_of_the_time(data, space):
     plan = make_plan("classification", space, (), options(data))
     times = {"start": 10.0, "epoch": 2.0, "validation": 1.0}
-    assert plan.interval(20) == 1 and plan.config["epochs"] == 40
-    assert [fit_epochs(plan, times, seconds) for seconds in (0, 13, 16, 25, 1e6)] == [1, 1, 2, 5, 40]
+    assert plan.interval(20) == 1 and plan.config["epochs"] == 70
+    assert [fit_epochs(plan, times, seconds) for seconds in (0, 13, 16, 25, 1e6)] == [1, 1, 2, 5, 70]
 
 
 def test_a_planned_bundle_takes_the_networks_of_the_packaged_one(data, space, tmp_path):
