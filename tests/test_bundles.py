@@ -23,20 +23,17 @@ from tomokit.records import fit_records, write_records
 
 SIZES = {"patch_size": [32, 32, 32], "minimum_size": [32, 32, 32]}
 SMALL = SIZES | {"network_def": SMALL_UNET}
-LAYERS = "attention_unet context_attention_unet dynamic_unet dynunet residual_unet separable_unet "
-LAYERS += "slicewise_dynamic_unet swin_unetr task_heads vnet vnet_slim"
-NETWORKS = [("segmentation", ()), *(("segmentation", (f"networks/{name}",)) for name in LAYERS.split())]
-CLASSIFIERS = "cnn densenet inception resnet10 resnet18 resnet34 resnet50 senet sequence vit"
-OTHERS = {
-    "classification": CLASSIFIERS,
+NETWORKS = {
+    "segmentation": "attention_unet context_attention_unet dynamic_unet dynunet residual_unet separable_unet "
+    "slicewise_dynamic_unet swin_unetr task_heads vnet vnet_slim",
+    "classification": "cnn densenet inception resnet10 resnet18 resnet34 resnet50 senet sequence vit",
     "sequence": "forward last_state logsumexp lstm max slices whole_volume",
     "fusion": "add film image_only record_only",
     "longitudinal": "resnet inception",
 }
-for bundle, names in OTHERS.items():
-    NETWORKS += [(bundle, ()), *((bundle, (f"networks/{name}",)) for name in names.split())]
+LAYERED = [(bundle, f"networks/{name}") for bundle, names in NETWORKS.items() for name in names.split()]
 # whose checkpoints would take gigabytes; their width is tested without weights, in test_classifiers
-WIDE = [("networks/resnet18",), ("networks/resnet34",), ("networks/resnet50",)]
+WIDE = ("networks/resnet18", "networks/resnet34", "networks/resnet50")
 # of the small sets below; coarse slices, as those phantoms have them
 OPTIONS = {"segmentation": SIZES, "sequence": {"spacing": [8.0, 8.0, -1], "image_size": [24, 24, -1]}}
 OPTIONS |= {"longitudinal": {"image_size": [16, 16, 16]}}
@@ -70,34 +67,43 @@ def test_every_network_has_a_run_here():
         for name, folder in list_bundles().items()
         for path in folder.glob("configs/networks/*.yaml")
     }
-    assert layers and layers == {(bundle, names[0]) for bundle, names in NETWORKS if names}
+    assert layers and layers == set(LAYERED)
 
 
-@pytest.mark.parametrize(
-    ("bundle", "layers"), NETWORKS, ids=[Path(*layers[:1]).stem or bundle for bundle, layers in NETWORKS]
-)
-def test_a_network_trains_resumes_evaluates_and_infers(bundle, layers, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("bundle", NETWORKS)
+def test_a_bundle_trains_resumes_evaluates_and_infers(bundle, data, tmp_path, monkeypatch):
     options = {"dataset_dir": data[bundle]} | OPTIONS.get(bundle, {})
-    if layers[:1] in WIDE:
-        options |= {"network_def::network::block_inplanes": [4, 8, 16, 32]}
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr("tomokit.engines.training.write_json", stop_here)  # after the first epoch's checkpoint
         with pytest.raises(RuntimeError):
-            train(bundle, run, *layers, **options)
+            train(bundle, run, **options)
     first = weights(run)
-    train(bundle, run, *layers, **options, resume=True)
+    train(bundle, run, **options, resume=True)
     assert not same_weights(first, weights(run))
     assert [entry["epoch"] for entry in json.loads((run / "validation.json").read_text())["history"]] == [1, 2]
     assert len(json.loads((run / "environment.json").read_text())["resumed"]) == 1
+    check_scores(bundle, run)
+    follow(bundle, run, "inference")
+    stages = sorted(path.stem for path in (run / "configs").glob("*.yaml"))
+    assert stages == ["evaluate", "inference", "train"]
+
+
+@pytest.mark.parametrize(("bundle", "layer"), LAYERED, ids=[Path(layer).stem for _, layer in LAYERED])
+def test_a_network_trains_and_is_scored(bundle, layer, data, tmp_path):
+    options = {"dataset_dir": data[bundle], "epochs": 1} | OPTIONS.get(bundle, {})
+    if layer in WIDE:
+        options |= {"network_def::network::block_inplanes": [4, 8, 16, 32]}
+    train(bundle, tmp_path / "run", layer, **options)
+    check_scores(bundle, tmp_path / "run")
+
+
+def check_scores(bundle: str, run: Path) -> None:
     # the rivals that see measures are the same for every network
     follow(bundle, run, "evaluate", **({"feature_models": []} if bundle in MEASURED else {}))
-    follow(bundle, run, "inference")
     measures = json.loads((run / "metrics.json").read_text())
     assert 0 <= measures["summary"]["dice" if bundle == "segmentation" else "auc"]["mean"] <= 1
     assert measures["checkpoint"].startswith("best.pt, epoch ")
-    stages = sorted(path.stem for path in (run / "configs").glob("*.yaml"))
-    assert stages == ["evaluate", "inference", "train"]
 
 
 def stop_here(*_):
@@ -410,7 +416,7 @@ def test_every_network_fits_its_metadata(name):
     from monai.bundle import verify_net_in_out
 
     metadata = str(find_bundle(name) / "configs" / "metadata.json")
-    for layers in [names for bundle, names in NETWORKS if bundle == name]:
+    for layers in [(), *((layer,) for bundle, layer in LAYERED if bundle == name)]:
         verify_net_in_out("network_def", metadata, config(name, "train", *layers), device="cpu")
 
 

@@ -65,8 +65,13 @@ def test_search_needs_an_end_and_a_bundle():
         app(["search", "segmentatoin", "--trials", "1"], standalone_mode=False)
 
 
-def test_lint_takes_names_and_files(tmp_path):
-    assert invoke("lint").exit_code == 0
+def test_lint_takes_names_and_files_or_all(tmp_path, monkeypatch):
+    assert invoke("lint", "fusion").exit_code == 0
+    linted = []
+    with monkeypatch.context() as patch:  # that none has a finding is for test_bundles
+        patch.setattr("tomokit.lint.lint_main", lambda folder, *_: linted.append(folder.name) or 0)
+        assert invoke("lint").exit_code == 0
+    assert sorted(linted) == sorted(list_bundles())
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("initialize: []\nrun: []\nepochz: 3\n")
     result = invoke("lint", str(wrong))

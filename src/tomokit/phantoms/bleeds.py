@@ -35,7 +35,7 @@ HEAD_HU = {
 def make_bleed_set(
     directory: str | Path,
     *,
-    cases: int = 240,
+    cases: int = 400,
     test_cases: int = 80,
     size: int = 48,
     seed: int = 0,
