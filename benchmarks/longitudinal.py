@@ -2,8 +2,8 @@
 
 Command: make bench NAME=longitudinal [ONLY="phantom hippocampus control unet"] [FULL=1]
 
-Plain: hippocampus with simulated changes of 1, 3 and 5 % (trained at 3 %), and the control that sees the resampling
-alone, over all folds. `phantom`: the phantoms. `unet`: "segment, then subtract" with the segmentation bundle's U-Net.
+Plain: hippocampus with simulated changes of 1, 3 and 5 % (trained on 2 to 20 %), and the control that sees the
+resampling alone, over all folds. `phantom`: the phantoms. `unet`: "segment, then subtract" with the segmentation bundle's U-Net.
 A row is written when it is finished; a stopped benchmark goes on where it was.
 """
 
@@ -35,7 +35,7 @@ from tomokit.statistics import bootstrap_mean
 NAME, COMMAND = "longitudinal", "make bench NAME=longitudinal FULL=1"
 FOLDER = Path("runs") / NAME
 PHANTOMS, HIPPOCAMPUS = "phantom-followup", "hippocampus-followup"
-TRAINED, OTHERS = 3, (1, 5)  # per cent
+PERCENTS, GOAL_PERCENT = (1, 5, 3), 3
 GROUPS = ("hippocampus", "control", "phantom", "unet")
 PLAIN = ("hippocampus", "control")
 RATE = 0.05  # of unchanged pairs that may be called changed
@@ -56,10 +56,8 @@ def config(bundle: str, name: str) -> Path:
 
 
 def hippocampus_set(percent: int) -> Path:
-    """Return the folder of the pairs with changes of so many per cent: the catalogue's, or others made alike."""
+    """Return the folder of pairs made as the catalogue's, but with changes of so many per cent."""
     mirror = os.environ.get("TOMOKIT_MIRROR")
-    if percent == TRAINED:
-        return get_dataset(HIPPOCAMPUS, source=mirror)
     folder = data_root() / f"{HIPPOCAMPUS}-{percent}"
     if not (folder / "dataset.json").is_file():
         origin, make = SIMULATED[HIPPOCAMPUS]
@@ -106,9 +104,9 @@ def phantom_rows() -> list[Row]:
 
 
 def hippocampus_rows(percent: int) -> list[Row]:
-    """Return the rows of the hippocampi that changed by so many per cent, by the network trained at 3 %."""
+    """Return the rows of the hippocampi that changed by so many per cent, by the network trained on all sizes."""
     run_dir = FOLDER / "hippocampus"
-    hippocampus_set(TRAINED)
+    get_dataset(HIPPOCAMPUS, source=os.environ.get("TOMOKIT_MIRROR"))
     if not (run_dir / "decision.json").is_file():  # the last that a training writes
         files = [config(NAME, "train"), config(NAME, f"data/{HIPPOCAMPUS}")]
         bundle_run(files, {"run_dir": run_dir, "resume": "true"})
@@ -185,9 +183,8 @@ def subtracted(entry: Mapping[str, Any], amount: float, threshold: float) -> Row
 
 
 def chosen_work(groups: Sequence[str]) -> list[tuple[str, str, Callable[[], list[Row]]]]:
-    """Return (system, dataset, how to measure it) of what was asked for; the set of the training comes last."""
+    """Return (system, dataset, how to measure it) of what was asked for; the goal's comes last, so its files stay."""
     work: list[tuple[str, str, Callable[[], list[Row]]]] = []
-    percents = (*OTHERS, TRAINED)
     if "phantom" in groups:
         work.append(("siamese", PHANTOMS, phantom_rows))
     for group, system, measure in (
@@ -196,7 +193,7 @@ def chosen_work(groups: Sequence[str]) -> list[tuple[str, str, Callable[[], list
         ("unet", "unet", unet_rows),
     ):
         if group in groups:
-            work += [(system, label_of(percent), lambda m=measure, p=percent: m(p)) for percent in percents]
+            work += [(system, label_of(percent), lambda m=measure, p=percent: m(p)) for percent in PERCENTS]
     return work
 
 
@@ -239,7 +236,7 @@ def verdict(row: Mapping[str, Any]) -> str:
     if row["system"] == "control":
         return f"≤ {CONTROL_GOAL}: " + ("met" if row["value"] <= CONTROL_GOAL else "missed")
     key = (row["system"], row["metric"])
-    if key not in goals or str(TRAINED) not in row["dataset"]:
+    if key not in goals or row["dataset"] != label_of(GOAL_PERCENT):
         return ""
     goal = f"≥ {ORDER_GOAL}" if key[1] == "order_accuracy" else f"≤ {RATE}"
     return f"{goal}: " + ("met" if goals[key] else "missed")

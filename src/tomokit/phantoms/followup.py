@@ -115,7 +115,7 @@ def make_followup_set(
     test_cases: int = 80,
     size: int = 40,
     seed: int = 0,
-    change: tuple[float, float] = (0.03, 0.06),
+    change: tuple[float, float] = (0.03, 0.2),
     progress: bool = True,
 ) -> None:
     """Write pairs of scans of phantoms, size³ voxels of 1 mm, into `directory`.
@@ -150,7 +150,7 @@ def make_followup_set(
 
 
 def make_followup_case(
-    size: int = 40, seed: int = 0, index: int = 0, change: tuple[float, float] = (0.03, 0.06)
+    size: int = 40, seed: int = 0, index: int = 0, change: tuple[float, float] = (0.03, 0.2)
 ) -> FollowUp:
     """Return pair `index` of the set in memory, two scans and a label of (size, size, size).
 
