@@ -82,7 +82,7 @@ def make_record_set(
     directory: str | Path,
     modality: str = "CT",
     *,
-    cases: int = 600,
+    cases: int = 1000,
     test_cases: int = 200,
     size: int = 32,
     seed: int = 0,
