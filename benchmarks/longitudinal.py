@@ -3,8 +3,8 @@
 Command: make bench NAME=longitudinal [ONLY="phantom hippocampus control unet"] [FULL=1]
 
 Plain: hippocampus with simulated changes of 1, 3 and 5 % (trained on 2 to 20 %), and the control that sees the
-resampling alone, over all folds. `phantom`: the phantoms. `unet`: "segment, then subtract" with the segmentation bundle's U-Net.
-A row is written when it is finished; a stopped benchmark goes on where it was.
+resampling alone, over all folds. `phantom`: the phantoms. `unet`: "segment, then subtract" with the segmentation
+bundle's U-Net. A row is written when it is finished; a stopped benchmark goes on where it was.
 """
 
 import argparse

@@ -416,7 +416,7 @@ def test_every_network_fits_its_metadata(name):
     from monai.bundle import verify_net_in_out
 
     metadata = str(find_bundle(name) / "configs" / "metadata.json")
-    for layers in [(), *((layer,) for bundle, layer in LAYERED if bundle == name)]:
+    for layers in [(), *((own,) for bundle, own in LAYERED if bundle == name)]:
         verify_net_in_out("network_def", metadata, config(name, "train", *layers), device="cpu")
 
 
