@@ -155,6 +155,12 @@ def test_mirrored_passes_are_flipped_back_and_averaged():
     torch.testing.assert_close(MirroredInferer(SimpleInferer(), [])(image, network), image + 10 * along_x)
 
 
+def test_mirrored_passes_of_a_whole_image_are_averaged_as_they_are():
+    image = torch.arange(6, dtype=torch.float32).reshape(1, 2, 3)  # two channels along one axis
+    left = MirroredInferer(SimpleInferer(), [0])(image, lambda x: x[..., 0])
+    torch.testing.assert_close(left, image.mean(-1))  # the first and the last place
+
+
 def test_logits_of_several_heads_stay_a_list_in_float32():
     inferer = MixedPrecisionInferer(SimpleInferer(), torch.bfloat16)
     heads = inferer(torch.ones(1, 1, 4, 4, 4), lambda x: [x.bfloat16(), x[..., ::2].bfloat16()])

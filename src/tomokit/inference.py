@@ -46,7 +46,9 @@ class MixedPrecisionInferer(Inferer):
 
 
 class MirroredInferer(Inferer):
-    """Gives the mean of another inferer's logits over the image and its mirror images, each flipped back.
+    """Gives the mean of another inferer's logits over the image and its mirror images.
+
+    Logits that lie on the image's axes are flipped back; those of a whole image (B, classes) need not be.
 
     Args:
         inferer: the MONAI inferer that calls the network.
@@ -60,10 +62,11 @@ class MirroredInferer(Inferer):
         self.flips = [flip for count in range(len(axes) + 1) for flip in itertools.combinations(axes, count)]
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Return the mean logits (B, classes, X, Y[, Z]) for `inputs` (B, C, X, Y[, Z])."""
+        """Return the mean logits, (B, classes, X, Y[, Z]) or (B, classes), for `inputs` (B, C, X, Y[, Z])."""
         total: Tensor | None = None
         for flip in self.flips:
-            logits = self.inferer(inputs.flip(flip), network, *args, **kwargs).flip(flip)
+            logits = self.inferer(inputs.flip(flip), network, *args, **kwargs)
+            logits = logits.flip(flip) if logits.ndim == inputs.ndim else logits
             total = logits if total is None else total + logits
         assert total is not None
         return total / len(self.flips)

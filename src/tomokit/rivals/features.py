@@ -118,7 +118,7 @@ def make_classifier(model: str) -> Pipeline:
         tree = DecisionTreeClassifier(max_depth=4, min_samples_leaf=0.01, random_state=0)
         return make_pipeline(StandardScaler(), tree)
     if model == "perceptron":
-        perceptron = MLPClassifier((16,), solver="lbfgs", alpha=1.0, max_iter=2000, random_state=0)
+        perceptron = MLPClassifier((16,), solver="lbfgs", alpha=1.0, max_iter=10000, random_state=0)
         return make_pipeline(StandardScaler(), perceptron)
     regression = LogisticRegression(max_iter=2000, random_state=0)
     if model == "logistic":
