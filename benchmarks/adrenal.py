@@ -51,9 +51,9 @@ NETWORKS: dict[int, dict[str, dict[str, Any]]] = {
     28: {
         "resnet": {},
         "densenet": {DENSE + "init_features": 16, DENSE + "growth_rate": 8},
-        "inception": {},
-        "cnn": {"network_def::filters": [8, 16, 32, 64], "network_def::stride": 1},
-        "senet": {"network_def::inplanes": 16, "epochs": 20},
+        "inception": {"epochs": 15},
+        "cnn": {},
+        "senet": {"network_def::inplanes": 16, "epochs": 10},
         "sequence": {},
     },
     64: {
