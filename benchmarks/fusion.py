@@ -39,15 +39,16 @@ CONFIGS = find_bundle(NAME) / "configs"
 RECORDS = ("phantom-ct-records", "phantom-ct-records-gaps")
 MODALITIES, CHEST = "phantom-modalities", "chest_xray_clinical"
 SETS = (*RECORDS, MODALITIES, CHEST)
-NETWORKS = {"concatenate": "", "image": "image_only", "record": "record_only", "film": "film", "add": "add"}
-MORE = ("film", "add")  # with FULL=1
+JOINT = "joint"
+NETWORKS = {JOINT: "", "image": "image_only", "record": "record_only", "film": "film", "concatenate": "concatenate"}
+MORE = ("film", "concatenate")  # with FULL=1
 KINDS = ("T1", "FLAIR")
 FOLDS = 5
 ARM, DISTANCE, LEAST_P = 0.80, 0.03, 0.05
 HEAD = ["", "AUC [95 %]", "joint − this [95 %]", "p"]
 # what is compared with what, the first minus the second
 PAIRS = {
-    **{name: [("concatenate", arm) for arm in ("image", "record", "best", "film", "add")] for name in RECORDS},
+    **{name: [(JOINT, arm) for arm in ("image", "record", "best", *MORE)] for name in RECORDS},
     MODALITIES: [
         *(("both", name) for name in (*KINDS, "best")),
         ("both, T1 missing", "FLAIR"),
@@ -55,7 +56,7 @@ PAIRS = {
         ("both, FLAIR missing", "T1"),
         ("both, FLAIR missing", "best of T1"),
     ],
-    CHEST: [("concatenate", name) for name in ("image", "record", "film", "add", "logistic of record", "projection")],
+    CHEST: [(JOINT, name) for name in ("image", "record", *MORE, "logistic of record", "projection")],
 }
 Row = dict[str, Any]
 
@@ -88,7 +89,7 @@ def measure_records(dataset: str, system: str) -> list[Row]:
     spent = train(run_dir, network_layers(system), {"dataset_dir": dataset})
     keep(dataset, system, read_rows(run_dir / "cases.csv"))
     rows = [auc_row(dataset, system, spent)]
-    if system == "concatenate":
+    if system == JOINT:
         for name, rival in read_json(run_dir / "metrics.json")["rivals"].items():
             score = rival["summary"]["auc"]
             rows.append(make_row(dataset, f"rival: {name}", "auc", score["mean"], score["ci95"], score["n"]))
@@ -151,7 +152,7 @@ def measure_chest(dataset: str, system: str) -> list[Row]:
     keep(dataset, system, rows)
     total = spent[0] | {"seconds": sum(own["seconds"] for own in spent)}
     found = [auc_row(dataset, system, total)]
-    if system == "concatenate":
+    if system == JOINT:
         keep(dataset, "logistic of record", score_records(folder, split))
         entries = {entry["case"]: entry for entry in read_entries(folder)}
         ap = [float(entries[row["case"]]["clinical"]["projection"] == "ap") for row in rows]
@@ -175,7 +176,7 @@ def score_records(folder: Path, split: Path) -> list[Row]:
     rows = []
     for fold in range(FOLDS):
         cases = select_cases(folder, split, fold, join_validation=True, keep=["clinical"])
-        fitted = read_records(FOLDER / CHEST / "concatenate" / f"fold_{fold}")
+        fitted = read_records(FOLDER / CHEST / JOINT / f"fold_{fold}")
         rows += rivals.score_record(cases["training"], cases["test"], labels, fitted)
     return rows
 
@@ -299,12 +300,12 @@ def tell_goals(rows: Sequence[Row], dataset: str) -> list[str]:
     own = {(row["system"], row["metric"]): row for row in rows if row["dataset"] == dataset}
     told = []
     for arm in ("image", "record"):
-        if row := own.get(("concatenate", f"auc - {arm}")):
+        if row := own.get((JOINT, f"auc - {arm}")):
             met = row["value"] > 0 and row["p"] < LEAST_P
             told.append(f"joint − {arm} {row['value']:+.3f}, p {show_p(row['p'])} < {LEAST_P}: {show_met(met)}")
         if row := own.get((f"best of {arm}", "auc")):
             told.append(f"best possible of the {arm} {row['value']:.3f} ≤ {ARM:.2f}: {show_met(row['value'] <= ARM)}")
-    if row := own.get(("concatenate", "auc - best")):
+    if row := own.get((JOINT, "auc - best")):
         met = row["value"] >= -DISTANCE
         told.append(f"joint − best possible {row['value']:+.3f} ≥ −{DISTANCE}: {show_met(met)}")
     return told

@@ -28,7 +28,7 @@ NETWORKS = {
     "slicewise_dynamic_unet swin_unetr task_heads vnet vnet_slim",
     "classification": "cnn densenet inception resnet10 resnet18 resnet34 resnet50 senet sequence vit",
     "sequence": "forward last_state logsumexp lstm max slices whole_volume",
-    "fusion": "add film image_only record_only",
+    "fusion": "concatenate film image_only record_only",
     "longitudinal": "resnet inception",
 }
 LAYERED = [(bundle, f"networks/{name}") for bundle, names in NETWORKS.items() for name in names.split()]
