@@ -45,7 +45,7 @@ PHANTOMS: Mapping[str, Callable[[Path], object]] = {
 }
 # what is simulated from another set: that one's name, and the call that takes the new folder and the other's
 SIMULATED: Mapping[str, tuple[str, Callable[[Path, Path], object]]] = {
-    "hippocampus-followup": ("hippocampus", partial(phantoms.simulate_followup_set, pairs=4, change=(0.02, 0.2))),
+    "hippocampus-followup": ("hippocampus", partial(phantoms.simulate_followup_set, pairs=8, change=(0.02, 0.2))),
 }
 UNPACKED_RATIO = 4  # the volumes in the archives are compressed already, so they hardly grow
 STALLED_S = 60.0  # a server that sends nothing for so long has gone
