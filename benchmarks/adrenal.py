@@ -342,7 +342,7 @@ def show(rows: Sequence[Mapping[str, Any]], size: int) -> None:
     for system, metric, least in GOALS:
         if row := own.get((system, metric)):
             met = "met" if row["value"] >= least else "missed"
-            console.print(f"{system} ({row['network']}): test {metric} {row['value']:.3f}, goal ≥ {least:.2f}: {met}")
+            console.print(f"{system} ({row['network']}): test {metric} {row['value']:.4f}, goal ≥ {least:.2f}: {met}")
             met = "met" if row["seconds"] <= 60 * MOST_MINUTES else "missed"
             console.print(f"  {row['seconds'] / 60:.1f} minutes per seed, goal ≤ {MOST_MINUTES:g}: {met}")
     if row := own.get(("chosen" + JOINED, "ece")):
