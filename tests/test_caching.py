@@ -147,6 +147,20 @@ def test_three_ways_give_the_same_items_bit_by_bit(cases, tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == len(cases)
 
 
+def test_steps_in_a_nested_compose_are_kept_too(cases):
+    made: list[str] = []
+
+    def load(path: str) -> np.ndarray:
+        made.append(path)
+        return np.asarray(nibabel.load(path).dataobj)
+
+    steps = Compose([Compose([Lambdad("image", load)]), RandGaussianNoised("image", prob=1.0)])
+    dataset = cached_dataset(cases, steps, "memory")
+    for _ in range(2):  # epochs
+        assert len([dataset[number] for number in range(len(cases))]) == len(cases)
+    assert len(made) == len(cases)
+
+
 def test_workers_read_what_is_kept(cases, tmp_path):
     dataset = cached_dataset(cases, make_transform(), "disk", tmp_path)
     first = list(DataLoader(dataset, batch_size=1, num_workers=2))

@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import ClassesToIndicesd, RandCropByLabelClassesd
+from scipy import ndimage
 
 from tomokit.errors import TomokitError
 from tomokit.transforms import DepthMapd, OneHotClassd, RandPatchByLabelClassesd, class_ratios
@@ -72,6 +74,21 @@ def test_depth_is_in_mm_and_of_each_channel():
     assert isinstance(found, MetaTensor) and torch.equal(found.affine, image.affine)
     assert found[0, 3, 3, 3] == 1.5 and found[0, 3, 3, 1] == 0.5  # three voxels of 0.5 mm along the last axis
     assert not found[1].any()
+
+
+@pytest.mark.parametrize("shape", [(9, 11, 7), (8, 13)])
+def test_depth_is_measured_to_the_nearest_voxel_outside_wherever_the_mask_lies(shape):
+    generator = np.random.default_rng(0)
+    for low in range(-2, 6):  # boxes with holes, cut by the edge of the image or within it
+        mask = np.zeros((1, *shape), bool)
+        mask[(0, *(slice(max(low, 0), low + 6) for _ in shape))] = True
+        mask &= generator.random(mask.shape) < 0.9
+        found = DepthMapd("image")({"image": torch.from_numpy(mask)})["image"]
+        assert np.array_equal(found[0].numpy(), ndimage.distance_transform_edt(mask[0]).astype(np.float32))
+
+
+def test_an_empty_mask_has_no_depth():
+    assert not DepthMapd("image")({"image": torch.zeros(1, 3, 4, 5)})["image"].any()
 
 
 def test_what_has_no_outside_has_no_depth():

@@ -78,7 +78,8 @@ def cached_dataset(
     """
     if cache not in CHOICES:
         raise TomokitError(f"`cache` must be one of {', '.join(CHOICES)}, got {cache!r}")
-    transform = transform if isinstance(transform, Compose) else Compose(transform)
+    # a nested `Compose` counts as random, so that its steps would be made anew each time
+    transform = (transform if isinstance(transform, Compose) else Compose(transform)).flatten()
     if not data:
         return Dataset(data, transform)
     if cache == "none":
