@@ -136,8 +136,8 @@ class DepthMapd(MapTransform):
         if mask.all():
             return np.ones(mask.shape)
         depth = np.zeros(mask.shape)
-        if boxes := ndimage.find_objects(mask.view(np.uint8)):  # no voxel has its nearest outside beyond its margin of one
-            box = tuple(slice(max(part.start - 1, 0), part.stop + 1) for part in boxes[0])
+        if boxes := ndimage.find_objects(mask.view(np.uint8)):
+            box = tuple(slice(max(part.start - 1, 0), part.stop + 1) for part in boxes[0])  # the nearest outside too
             depth[box] = ndimage.distance_transform_edt(mask[box], sampling=edges)
         return depth
 
