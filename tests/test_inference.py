@@ -7,8 +7,8 @@ import pytest
 import SimpleITK
 import torch
 from bundle_runs import config
+from grids import oblique_affine
 from monai.inferers import SimpleInferer
-from scipy.spatial.transform import Rotation
 
 from tomokit.engines.checkpoints import save
 from tomokit.errors import TomokitError
@@ -17,17 +17,6 @@ from tomokit.inference import MirroredInferer, MixedPrecisionInferer, list_input
 SHAPE = (30, 26, 22)
 CENTRE = np.array([12.0, 15.0, 9.0])  # voxels, away from the middle of every axis
 RADIUS_MM = 12.0
-
-
-def oblique_affine(codes: str, spacing=(1.5, 1.5, 3.0)) -> np.ndarray:
-    """Return an affine with axes along `codes`, then turned by 12° about an oblique axis and moved."""
-    axes = nibabel.orientations.axcodes2ornt(codes)
-    affine = nibabel.orientations.inv_ornt_aff(axes, SHAPE) @ np.diag([*spacing, 1.0])
-    turn = np.eye(4)
-    turn[:3, :3] = Rotation.from_rotvec(np.deg2rad(12) * np.array([0.6, 0.0, 0.8])).as_matrix()
-    affine = turn @ affine
-    affine[:3, 3] += (40.0, -25.0, 310.0)
-    return affine
 
 
 def sphere(affine: np.ndarray) -> np.ndarray:
@@ -63,7 +52,7 @@ def predict(tmp_path):
 
 @pytest.mark.parametrize("codes", ["LPS", "RAS", "PIR", "SRA"])
 def test_on_its_own_spacing_the_prediction_is_the_shape_voxel_by_voxel(codes, predict, write_volume):
-    affine = oblique_affine(codes)
+    affine = oblique_affine(codes, SHAPE)
     image = sphere(affine)
     source = write_volume("scan.nii.gz", image, affine)
     spacing = nibabel.affines.voxel_sizes(nibabel.as_closest_canonical(nibabel.load(source)).affine)
@@ -73,7 +62,7 @@ def test_on_its_own_spacing_the_prediction_is_the_shape_voxel_by_voxel(codes, pr
 
 
 def test_an_oblique_lps_source_and_its_prediction_agree_in_simpleitk(predict, write_volume, tmp_path):
-    affine = oblique_affine("LPS")
+    affine = oblique_affine("LPS", SHAPE)
     image = sphere(affine)
     source = write_volume("scan.nii.gz", image, affine)
     predict(source, (2.0, 2.0, 2.0))

@@ -14,7 +14,7 @@ import torch
 from ignite.engine import Events
 from monai.bundle import ConfigParser
 
-from tomokit.caching import free_memory
+from tomokit.memory import free_memory
 from tomokit.datasets import Entry
 from tomokit.errors import TomokitError
 from tomokit.planning.schedule import Timing

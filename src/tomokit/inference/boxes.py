@@ -1,0 +1,73 @@
+"""The box of an image that holds the body: what is around it is air, which no network need look at."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+MOST_SAMPLES = 96  # voxels along an axis that are looked at: the box is found to that fraction of an edge
+LEVEL = 0.1  # of the way from the darkest to the brightest: air, a scanner's noise in it too, is below
+LEAST_SHARE = 0.002  # of a slice's voxels that are body, for the slice to hold some of it
+MARGIN_MM = 20.0
+Box = tuple[tuple[int, int], ...]  # of each axis: the first voxel, and one behind the last
+
+
+def whole_box(shape: Sequence[int]) -> Box:
+    """Return the box of a whole volume."""
+    return tuple((0, length) for length in shape)
+
+
+def find_body(image: Tensor, spacing: Sequence[float]) -> Box:
+    """Return the box of an image that holds the body, with 20 mm around it.
+
+    A voxel belongs to the body when one channel is brighter than a tenth of the way between its first and its 99th
+    percentile. Where the air is not darker than the body, the box is the whole image.
+
+    Args:
+        image: (C, X, Y[, Z]), in any unit.
+        spacing: of the voxels in mm.
+    """
+    shape = image.shape[1:]
+    steps = [max(1, length // MOST_SAMPLES) for length in shape]
+    samples = image[(slice(None), *(slice(None, None, step) for step in steps))].float()
+    limits = torch.stack([torch.quantile(channel.flatten()[:: _thin(channel)], LIMITS) for channel in samples])
+    level = limits[:, 0] + LEVEL * (limits[:, 1] - limits[:, 0])
+    body = (samples > level.view(-1, *[1] * len(shape))).any(0).cpu()
+    box = []
+    for axis, (length, step, edge) in enumerate(zip(shape, steps, spacing, strict=True)):
+        others = [other for other in range(body.ndim) if other != axis]
+        held = torch.nonzero(body.float().mean(others) > LEAST_SHARE)[:, 0]
+        if not len(held):
+            return whole_box(shape)
+        margin = round(MARGIN_MM / edge)
+        low, high = int(held[0]) * step - step - margin, (int(held[-1]) + 1) * step + margin
+        box.append((max(0, low), min(length, high)))
+    return tuple(box)
+
+
+LIMITS = torch.tensor([0.01, 0.99])
+
+
+def _thin(channel: Tensor) -> int:
+    """Return the step that leaves at most a million samples: `torch.quantile` takes no more than 16 million."""
+    return max(1, channel.numel() // 1_000_000)
+
+
+def grow(box: Box, labels: Tensor, shape: Sequence[int], spacing: Sequence[float]) -> Box:
+    """Return a box grown by the margin at each face that a label touches inside the volume, else the same box.
+
+    Args:
+        box: in voxels of the network's grid.
+        labels: what was found in the box, on its grid, background 0.
+        shape: of the whole volume.
+        spacing: of the voxels in mm.
+    """
+    grown = []
+    for axis, ((low, high), length) in enumerate(zip(box, shape, strict=True)):
+        margin = round(MARGIN_MM / spacing[axis])
+        if low > 0 and bool(labels.select(axis, 0).any()):
+            low = max(0, low - margin)
+        if high < length and bool(labels.select(axis, -1).any()):
+            high = min(length, high + margin)
+        grown.append((low, high))
+    return tuple(grown)

@@ -1,0 +1,60 @@
+"""Inferers that change how another one calls the network: in lower precision, or mirrored."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from torch import Tensor
+
+
+class MixedPrecisionInferer(Inferer):
+    """Runs another inferer in a lower precision where the hardware has it; what comes back is float32.
+
+    A network that gives a list in training (deep supervision) gives a list here.
+
+    Args:
+        inferer: the MONAI inferer that calls the network.
+        dtype: `torch.bfloat16`, `torch.float16`, or `torch.float32` for none.
+    """
+
+    def __init__(self, inferer: Inferer, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.inferer = inferer
+        self.dtype = dtype
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Return the network's output for `inputs` (B, C, X, Y[, Z]), in float32."""
+        plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        with torch.autocast(plain.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            output = self.inferer(plain, network, *args, **kwargs)
+        return [logits.float() for logits in output] if isinstance(output, list) else output.float()
+
+
+class MirroredInferer(Inferer):
+    """Gives the mean of another inferer's logits over the image and its mirror images.
+
+    Logits that lie on the image's axes are flipped back; those of a whole image (B, classes) need not be.
+
+    Args:
+        inferer: the MONAI inferer that calls the network.
+        spatial_axis: the axes of (X, Y, Z) to mirror, in every combination: n axes cost 2^n passes; empty for none.
+    """
+
+    def __init__(self, inferer: Inferer, spatial_axis: Sequence[int]) -> None:
+        super().__init__()
+        self.inferer = inferer
+        axes = [2 + axis for axis in spatial_axis]
+        self.flips = [flip for count in range(len(axes) + 1) for flip in itertools.combinations(axes, count)]
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Return the mean logits, (B, classes, X, Y[, Z]) or (B, classes), for `inputs` (B, C, X, Y[, Z])."""
+        total: Tensor | None = None
+        for flip in self.flips:
+            logits = self.inferer(inputs.flip(flip), network, *args, **kwargs)
+            logits = logits.flip(flip) if logits.ndim == inputs.ndim else logits
+            total = logits if total is None else total + logits
+        assert total is not None
+        return total / len(self.flips)

@@ -1,0 +1,104 @@
+"""From the network's logits to labels, block by block: only the classes that can win in a block are interpolated."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tomokit.inference.grids import Stretch
+
+EDGE = 16  # cells of a block along each axis
+
+
+def label_dtype(values: Sequence[int]) -> torch.dtype:
+    """Return the smallest type for these labels: uint8, or int32 beyond 255."""
+    return torch.uint8 if max(values) < 256 else torch.int32
+
+
+class BlockReducer:
+    """Writes the labels of blocks of the network's grid into a label map on the source's.
+
+    Interpolated logits are means of the nodes' logits, with weights that sum to 1. So a class whose largest logit in a
+    block is below another one's smallest can't win there, and is left out: what comes back is the same.
+
+    Args:
+        values: of each channel of the logits its label.
+        painted: channels are regions: each that has a logit of 0 or more (a probability of 0.5) paints its label, later
+            ones over earlier ones; else the label of the largest logit wins.
+        order: of each axis of the source, the axis of the network's grid that lies along it.
+        out: the label map on the source's grid, (X, Y, Z), filled with background.
+    """
+
+    def __init__(self, values: Sequence[int], painted: bool, order: Sequence[int], out: Tensor) -> None:
+        self.values = torch.tensor(values, dtype=out.dtype)
+        self.painted = painted
+        self.order = list(order)
+        self.out = out
+
+    def reduce_bar(self, logits: Tensor, across: Sequence[Stretch], along: Sequence[Stretch], first: int) -> None:
+        """Write the labels of a bar: one stretch along the first axes, several along the last.
+
+        Args:
+            logits: (K, nodes, nodes, length), of the last axis from node `first` on.
+            across: the stretch of each axis but the last.
+            along: the stretches of the last axis.
+            first: the first node of the last axis in `logits`.
+        """
+        low, high = _extremes(logits, along, first)
+        for number, stretch in enumerate(along):
+            voxels = tuple(slice(*part.voxels) for part in (*across, stretch))
+            place = self.out[tuple(voxels[axis] for axis in self.order)]
+            kept = self._candidates(low[:, number], high[:, number])
+            if isinstance(kept, int):
+                if kept:
+                    place.fill_(kept)
+                continue
+            start, stop = (node - first for node in stretch.nodes)
+            block = interpolate(logits[kept][..., start:stop], (*across, stretch))
+            place.copy_(self._labels(block, kept).permute(self.order))
+
+    def _candidates(self, low: Tensor, high: Tensor) -> Tensor | int:
+        """Return the channels that can win in a block, or the label that has surely won.
+
+        `low` and `high` (K,) are the smallest and the largest logit of each channel.
+        """
+        if not self.painted:
+            kept = torch.nonzero(high >= low.max())[:, 0]
+            return kept if len(kept) > 1 else int(self.values[kept[0]])
+        sure = torch.nonzero(low >= 0)[:, 0]
+        kept = torch.nonzero(high >= 0)[:, 0]
+        kept = kept[kept >= sure[-1]] if len(sure) else kept
+        if len(kept) == 0:
+            return 0
+        return int(self.values[kept[0]]) if len(sure) and len(kept) == 1 else kept
+
+    def _labels(self, logits: Tensor, kept: Tensor) -> Tensor:
+        """Return the labels of interpolated logits (kept, …)."""
+        labels = torch.zeros(logits.shape[1:], dtype=self.values.dtype, device=logits.device)
+        values = self.values[kept].tolist()
+        if self.painted:
+            for channel, value in zip(logits, values, strict=True):
+                labels.masked_fill_(channel >= 0, value)
+            return labels
+        largest = logits.amax(0)  # torch's argmax over channels takes several times as long on a CPU
+        for number in reversed(range(len(values))):  # of equal ones the first wins
+            labels.masked_fill_(logits[number] == largest, values[number])
+        return labels
+
+
+def interpolate(block: Tensor, axes: Sequence[Stretch]) -> Tensor:
+    """Return (K, nodes, …) interpolated at the source's voxels (K, voxels, …), axis by axis."""
+    for axis, stretch in enumerate(axes, start=1):
+        matrix = stretch.matrix.to(block.device)
+        block = torch.tensordot(block, matrix, dims=([axis], [1])).movedim(-1, axis)
+    return block
+
+
+def _extremes(logits: Tensor, along: Sequence[Stretch], first: int) -> tuple[Tensor, Tensor]:
+    """Return the smallest and the largest logit of each channel and stretch, (K, stretches) each, on the CPU."""
+    dims = list(range(1, logits.ndim - 1))
+    low, high = logits.amin(dims), logits.amax(dims)  # (K, length)
+    parts = [slice(stretch.nodes[0] - first, stretch.nodes[1] - first) for stretch in along]
+    lows = torch.stack([low[:, part].amin(1) for part in parts], 1)
+    highs = torch.stack([high[:, part].amax(1) for part in parts], 1)
+    return lows.cpu(), highs.cpu()

@@ -1,0 +1,347 @@
+"""Labels of whole volumes in bounded memory are those of the full logits, on any grid."""
+
+import itertools
+import resource
+import subprocess
+import sys
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from grids import oblique_affine
+from monai.data import list_data_collate
+from monai.inferers.utils import sliding_window_inference
+from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, Orientationd, Spacingd, SpatialPadd
+
+import tomokit.inference.slab_inferer as module
+from tomokit.errors import TomokitError
+from tomokit.inference import SlabInferer
+from tomokit.inference.heads import find_head, without_head
+from tomokit.inference.windows import place_windows
+from tomokit.networks import LeanUNet
+from tomokit.regions import region_values
+
+SHAPES = [(40, 33, 57), (10, 40, 20), (33, 7, 9), (16, 16, 16), (64, 20, 1), (1, 1, 1)]
+REGIONS = {"whole": [1, 2, 3], "core": [1, 3], "enhancing": [3]}
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="module")
+def small_unet():
+    """Return a network whose 24 classes have a pointwise last layer on 8 features."""
+    torch.manual_seed(0)
+    return LeanUNet(3, 1, 24, filters=[8, 16], strides=[1, 2], kernel_size=[3, 3], heads=1, dropout=0.0).eval()
+
+
+@pytest.fixture(scope="module")
+def smooth_network():
+    """Return a network without a pointwise last layer: three smooth functions of the image."""
+    torch.manual_seed(1)
+    return torch.nn.Conv3d(1, 3, 5, padding=2)
+
+
+def full_logits(image, network, size, mode="gaussian", overlap=0.5):
+    """Return logits (1, K, X, Y, Z) of the same windows and weights, summed in float64 over the whole volume."""
+    pads = [(max(0, edge - length) // 2, -(-max(0, edge - length) // 2)) for edge, length in zip(size, image.shape[2:])]
+    padded = torch.nn.functional.pad(image, list(itertools.chain.from_iterable(reversed(pads))))
+    windows = place_windows(padded.shape[2:], size, overlap, mode)
+    first, second, third = windows.weights
+    weight = first[:, None, None] * second[:, None] * third
+    total, weights = 0.0, torch.zeros(padded.shape[2:], dtype=torch.float64)
+    for place in itertools.product(*windows.starts):
+        part = tuple(slice(start, start + edge) for start, edge in zip(place, size))
+        logits = torch.zeros((1, 1, *padded.shape[2:]), dtype=torch.float64)
+        made = network(padded[(..., *part)])
+        logits = logits.repeat(1, made.shape[1], 1, 1, 1)
+        logits[(..., *part)] = made.double() * weight
+        total, weights[part] = total + logits, weights[part] + weight
+    inside = tuple(slice(before, before + length) for (before, _), length in zip(pads, image.shape[2:]))
+    return (total / weights)[(..., *inside)].float()
+
+
+@pytest.mark.parametrize("mode", ["gaussian", "constant"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_and_labels_are_those_of_the_whole_volume(shape, mode, small_unet):
+    image = torch.randn(1, 1, *shape, generator=torch.Generator().manual_seed(3))
+    whole = full_logits(image, small_unet, (16, 16, 16), mode)
+    logits = SlabInferer((16, 16, 16), mode=mode, reduce="logits")(image, small_unet)
+    torch.testing.assert_close(logits, whole, atol=1e-5, rtol=1e-5)
+    labels = SlabInferer((16, 16, 16), mode=mode)(image, small_unet)
+    assert labels.dtype == torch.uint8
+    assert labels.shape == (1, 1, *shape)
+    assert (labels[:, 0] == whole.argmax(1)).float().mean() >= 0.9999
+
+
+def test_windows_that_tile_the_volume_agree_with_monai(small_unet):
+    image = torch.randn(2, 1, 32, 24, 40, generator=torch.Generator().manual_seed(4))
+    weights = place_windows((16, 16, 16), (16, 16, 16), 0.5, "gaussian").weights
+    weight = weights[0][:, None, None] * weights[1][:, None] * weights[2]
+    whole = sliding_window_inference(image, (16, 16, 16), 2, small_unet, overlap=0.5, roi_weight_map=weight)
+    logits = SlabInferer((16, 16, 16), reduce="logits", sw_batch_size=3)(image, small_unet)
+    torch.testing.assert_close(logits, whole, atol=1e-5, rtol=1e-5)
+    probabilities = SlabInferer((16, 16, 16), reduce="probabilities")(image, small_unet)
+    torch.testing.assert_close(probabilities, whole.softmax(1), atol=1e-5, rtol=1e-5)
+    labels = SlabInferer((16, 16, 16))(image, small_unet)
+    assert (labels[:, 0] == whole.argmax(1)).float().mean() >= 0.9999
+
+
+def test_mirrored_windows_are_the_mean_over_the_mirrored_volume(small_unet):
+    image = torch.randn(1, 1, 20, 24, 28, generator=torch.Generator().manual_seed(5))
+    plain = SlabInferer((16, 16, 16), reduce="logits")
+    mean = sum(plain(image.flip(flip), small_unet).flip(flip) for flip in [(), (2,), (4,), (2, 4)]) / 4
+    mirrored = SlabInferer((16, 16, 16), reduce="logits", mirror_axes=[0, 2])(image, small_unet)
+    # evenly spaced windows need not lie symmetrically to a voxel: 4 from 20 does
+    torch.testing.assert_close(mirrored, mean, atol=1e-5, rtol=1e-5)
+
+
+def test_an_image_goes_through_a_network_of_two_dimensions():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(4, 9, 1))
+    image = torch.randn(2, 1, 40, 29)
+    logits = SlabInferer((16, 16), reduce="logits", mode="constant")(image, network)
+    whole = sliding_window_inference(image, (16, 16), 1, network, overlap=0.5)
+    assert logits.shape == whole.shape == (2, 9, 40, 29)
+    labels = SlabInferer((16, 16), mode="constant")(image, network)
+    assert torch.equal(labels[:, 0].long(), logits.argmax(1))
+
+
+# ------------------------------------------------------------------------------------------------ the source's grid
+
+
+def load(source, spacing, size=(1, 1, 1)):
+    """Return the preprocessing and the batch of one file."""
+    preprocessing = Compose(
+        [
+            LoadImaged("image", reader="NibabelReader"),
+            EnsureChannelFirstd("image"),
+            Orientationd("image", "RAS", labels=None),
+            Spacingd("image", spacing, mode="bilinear"),
+            SpatialPadd("image", size),
+        ]
+    )
+    item = preprocessing({"image": str(source)})
+    return preprocessing, item, list_data_collate([item])["image"]
+
+
+def inverted(logits, preprocessing, item):
+    """Return logits (K, X, Y, Z) on the source's grid by MONAI's Invertd."""
+    pred = item["image"].clone()
+    pred = pred.__class__(logits, meta=item["image"].meta, applied_operations=item["image"].applied_operations)
+    back = Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False)
+    return torch.as_tensor(back({"image": item["image"], "pred": pred})["pred"])
+
+
+@pytest.mark.parametrize("codes", ["LPS", "RAS", "PIR", "SRA"])
+@pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (1.5, 1.5, 3.0), (1.0, 4.0, 2.5)])
+def test_labels_on_the_source_are_those_of_monais_inverted_logits(codes, spacing, smooth_network, write_volume):
+    rng = np.random.default_rng(2)
+    shape = (37, 30, 22)
+    source = write_volume("scan.nii.gz", rng.normal(size=shape).astype(np.float32), oblique_affine(codes, shape=shape))
+    preprocessing, item, image = load(source, spacing, (24, 1, 1))
+    logits = SlabInferer((16, 16, 16), reduce="logits")(image, smooth_network)
+    truth = inverted(logits[0], preprocessing, item)
+    labels = SlabInferer((16, 16, 16), grid="source")(image, smooth_network)
+    assert labels.shape == (1, 1, *shape)
+    assert np.allclose(labels.affine[0], nibabel.load(source).affine)
+    assert (labels[0, 0] == truth.argmax(0)).float().mean() >= 0.9999
+
+
+def test_regions_paint_their_labels_as_on_the_whole_volume(smooth_network, write_volume):
+    rng = np.random.default_rng(2)
+    source = write_volume("scan.nii.gz", rng.normal(size=(37, 30, 22)), oblique_affine("LPS", shape=(37, 30, 22)))
+    preprocessing, item, image = load(source, (2.0, 2.0, 2.0))
+    logits = SlabInferer((16, 16, 16), reduce="logits", regions=REGIONS)(image, smooth_network)
+    truth = torch.zeros(37, 30, 22)
+    for region, value in zip(inverted(logits[0], preprocessing, item), region_values(REGIONS), strict=True):
+        truth = truth.masked_fill(region >= 0, value)
+    labels = SlabInferer((16, 16, 16), grid="source", regions=REGIONS)(image, smooth_network)
+    assert set(labels.unique().tolist()) == {0, 1, 2, 3}
+    assert (labels[0, 0] == truth).float().mean() >= 0.9999
+    probabilities = SlabInferer((16, 16, 16), reduce="probabilities", regions=REGIONS)(image, smooth_network)
+    torch.testing.assert_close(probabilities, logits.sigmoid())
+
+
+def test_nearest_takes_the_label_of_the_nearest_voxel(smooth_network, write_volume):
+    rng = np.random.default_rng(2)
+    source = write_volume("scan.nii.gz", rng.normal(size=(37, 30, 22)), np.diag([1.0, 1.0, 1.0, 1.0]))
+    _, _, image = load(source, (2.0, 2.0, 2.0))
+    on_network = SlabInferer((16, 16, 16))(image, smooth_network)[0, 0]
+    labels = SlabInferer((16, 16, 16), grid="source", interpolation="nearest")(image, smooth_network)[0, 0]
+    places = [np.minimum(np.floor(np.arange(n) / 2 + 0.5).astype(int), m - 1) for n, m in zip(labels.shape, on_network.shape)]
+    assert torch.equal(labels.as_tensor(), on_network.as_tensor()[np.ix_(*places)])
+
+
+def test_strips_of_a_slab_change_nothing(small_unet, monkeypatch, write_volume):
+    rng = np.random.default_rng(2)
+    source = write_volume("scan.nii.gz", rng.normal(size=(60, 70, 90)), np.diag([1.0, 1.0, 1.0, 1.0]))
+    _, _, image = load(source, (1.3, 1.1, 1.2))
+    whole = SlabInferer((16, 16, 16), grid="source")(image, small_unet)
+    needed = []
+    monkeypatch.setattr(module, "free_memory", lambda: 11e6)
+    monkeypatch.setattr(module, "_slab_bytes", lambda *args: needed.append(args[2]) or args[2] * 2e5)
+    strips = SlabInferer((16, 16, 16), grid="source")(image, small_unet)
+    assert needed[-1] < 0.6 * needed[0]  # several strips
+    assert (strips == whole).float().mean() >= 0.9999
+
+
+def test_a_turned_grid_is_refused(smooth_network, write_volume):
+    source = write_volume("scan.nii.gz", np.zeros((20, 20, 20)), np.eye(4))
+    _, _, image = load(source, (1.0, 1.0, 1.0))
+    image.affine = image.affine @ torch.as_tensor(oblique_affine("RAS", shape=(20, 20, 20)))[None]
+    with pytest.raises(TomokitError, match="turned against the source's"):
+        SlabInferer((16, 16, 16), grid="source")(image, smooth_network)
+
+
+# ---------------------------------------------------------------------------------------------------- the body's box
+
+
+def phantom_scan(shape=(80, 90, 100)):
+    """Return a scan (X, Y, Z) of air at -1 with a body of 0 and two bright organs in it, one at the body's surface."""
+    grid = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1)
+    body = (((grid - (35, 45, 50)) / (22, 26, 40)) ** 2).sum(-1) < 1
+    image = np.where(body, 0.0, -1.0)
+    image[(((grid - (35, 45, 50)) / (8, 8, 8)) ** 2).sum(-1) < 1] = 1.0
+    return image.astype(np.float32)
+
+
+class Threshold(torch.nn.Module):
+    """Calls bright voxels organ, by a smooth function of the image."""
+
+    def __init__(self, level: float = 0.5) -> None:
+        super().__init__()
+        self.level = level
+        self.calls = 0
+
+    def forward(self, image):
+        self.calls += len(image)
+        score = torch.nn.functional.avg_pool3d(image, 3, 1, 1, count_include_pad=False) - self.level
+        return torch.cat([-score, score], 1)
+
+
+def test_the_bodys_box_saves_windows_and_changes_no_structure(write_volume):
+    source = write_volume("scan.nii.gz", phantom_scan(), np.diag([2.0, 2.0, 2.0, 1.0]))
+    _, _, image = load(source, (2.0, 2.0, 2.0))
+    cropped, whole = Threshold(), Threshold()
+    labels = SlabInferer((16, 16, 16), grid="source", body_crop=True)(image, cropped)
+    truth = SlabInferer((16, 16, 16), grid="source")(image, whole)
+    assert cropped.calls < 0.8 * whole.calls
+    assert torch.equal(labels, truth)
+
+
+def test_the_box_grows_where_a_structure_touches_its_face(write_volume, caplog):
+    scan = phantom_scan()
+    scan[45:78, 43:48, 48:53] = -0.999  # a dark structure out of the body's box, in the air
+    source = write_volume("scan.nii.gz", scan, np.diag([2.0, 2.0, 2.0, 1.0]))
+    _, _, image = load(source, (2.0, 2.0, 2.0))
+
+    class Dark(Threshold):
+        def forward(self, image):
+            self.calls += len(image)
+            score = 1e-3 - 2 * (image + 0.999).abs()
+            return torch.cat([-score, score], 1)
+
+    with caplog.at_level("INFO"):
+        labels = SlabInferer((16, 16, 16), grid="source", body_crop=True)(image, Dark())
+    truth = SlabInferer((16, 16, 16), grid="source")(image, Dark())
+    assert "reaches the body box's face" in caplog.text
+    assert truth[0, 0, 45:78, 43:48, 48:53].all()
+    assert torch.equal(labels, truth)
+
+
+def test_where_the_air_is_not_dark_the_whole_volume_is_looked_at():
+    network = Threshold()
+    image = torch.full((1, 1, 32, 32, 32), 3.0)
+    SlabInferer((16, 16, 16), body_crop=True)(image, network)
+    assert network.calls == 27 + 1  # and the look at the first window
+
+
+# ------------------------------------------------------------------------------------------------------- the last layer
+
+
+def test_the_last_layer_is_found_left_out_and_put_back(small_unet):
+    image = torch.randn(1, 1, 16, 16, 16)
+    output, name = find_head(small_unet, image)
+    assert name
+    assert not any(module._forward_hooks for module in small_unet.modules())
+    with without_head(small_unet, name) as head:
+        features = small_unet(image)
+    assert features.shape[1] == 8
+    torch.testing.assert_close(head(features), output)
+    torch.testing.assert_close(small_unet(image), output)
+
+
+def test_a_layer_that_is_not_the_last_is_no_head():
+    inside = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 1), torch.nn.Conv3d(2, 30, 3, padding=1))
+    in_place = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3, padding=1), torch.nn.Conv3d(2, 30, 1), torch.nn.ReLU(inplace=True))
+    for network in (inside, in_place):
+        assert find_head(network, torch.randn(1, 1, 8, 8, 8))[1] == ""
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"reduce": "argmax"}, "reduce must be one of logits, probabilities, labels, got 'argmax'"),
+        ({"grid": "world"}, "grid must be one of network, source, got 'world'"),
+        ({"interpolation": "cubic"}, "interpolation must be one of linear, nearest, got 'cubic'"),
+        ({"reduce": "logits", "grid": "source"}, "`reduce: logits` needs `grid: network`"),
+    ],
+)
+def test_an_option_that_is_none_is_refused(options, told):
+    with pytest.raises(TomokitError, match=told):
+        SlabInferer((16, 16, 16), **options)
+
+
+@pytest.mark.parametrize(("overlap", "mode", "told"), [(1.0, "gaussian", "got 1.0"), (0.5, "hann", "got 'hann'")])
+def test_windows_that_cannot_be_are_refused(overlap, mode, told):
+    with pytest.raises(TomokitError, match=told):
+        place_windows((20, 20, 20), (16, 16, 16), overlap, mode)
+
+
+def test_a_plain_tensor_has_no_source(smooth_network):
+    with pytest.raises(TomokitError, match="needs images as LoadImaged gives them"):
+        SlabInferer((16, 16, 16), grid="source")(torch.zeros(1, 1, 16, 16, 16), smooth_network)
+
+
+def test_a_network_that_gives_no_logits_of_its_window_is_refused():
+    with pytest.raises(TomokitError, match=r"must give logits on its window's grid.*\(1, 1, 8, 8, 8\)"):
+        SlabInferer((16, 16, 16))(torch.zeros(1, 1, 16, 16, 16), torch.nn.AvgPool3d(2))
+
+
+def test_a_volume_too_large_for_the_memory_is_refused_in_one_line(smooth_network, monkeypatch):
+    monkeypatch.setattr(module, "free_memory", lambda: 1000)
+    with pytest.raises(TomokitError, match=r"free memory \(1e-06 GB\) does not suffice for windows of 16×16×16"):
+        SlabInferer((16, 16, 16))(torch.zeros(1, 1, 40, 40, 40), smooth_network)
+
+
+LIMITED = """
+import resource, torch
+from tomokit.errors import TomokitError
+from tomokit.inference import SlabInferer
+network = torch.nn.Sequential(torch.nn.Conv3d(1, 16, 3, padding=1), torch.nn.Conv3d(16, 60, 1))
+image = torch.randn(1, 1, 96, 160, 160)
+import psutil
+used = psutil.Process().memory_info().vms
+resource.setrlimit(resource.RLIMIT_AS, (used + {spare}, -1))
+try:
+    labels = SlabInferer((32, 32, 32))(image, network)
+    print("done", labels.shape)
+except TomokitError as error:
+    print("told", error)
+"""
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_AS"), reason="no such limit here")
+@pytest.mark.parametrize(("spare", "told"), [(20_000_000, "told the free memory"), (250_000_000, "done")])
+def test_under_a_memory_limit_the_slab_is_smaller_or_one_line_says_so(spare, told):
+    command = [sys.executable, "-c", LIMITED.format(spare=spare)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.startswith(told), done.stdout + done.stderr[-2000:]
