@@ -8,7 +8,7 @@ import tomokit
 
 SOURCE = Path(tomokit.__file__).parent
 GROUPS = (
-    "errors files config_rules config_safety configs geometry labels statistics volumes",
+    "errors memory files config_rules config_safety configs geometry labels statistics volumes",
     "datasets phantoms splits dicom importers catalogue checks caching",
     "transforms augmentation networks sequences regions losses optimizers measure metrics pictures rivals records "
     "modalities pairs",

@@ -177,31 +177,6 @@ class RegionsFromLabelsd(MapTransform):
         return result
 
 
-class LabelsFromRegionsd(MapTransform):
-    """Turns probabilities of regions into one label map: each region paints its label, later ones over earlier ones.
-
-    Args:
-        keys: the keys of the probabilities (regions, X, Y, Z).
-        regions: `{name: [labels], …}` from the outermost to the innermost; `region_values` tells what each paints.
-        threshold: a region's voxels are those with a probability of at least this.
-    """
-
-    def __init__(self, keys: KeysCollection, regions: Regions, threshold: float = 0.5) -> None:
-        super().__init__(keys)
-        self.values = region_values(regions)
-        self.threshold = threshold
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return `data` with each label map (1, X, Y, Z), in the dtype of the probabilities."""
-        result = dict(data)
-        for key in self.key_iterator(result):
-            labels = torch.zeros_like(result[key][:1])
-            for number, value in enumerate(self.values):
-                labels = labels.masked_fill(result[key][number : number + 1] >= self.threshold, value)
-            result[key] = labels
-        return result
-
-
 def regions_of(label_maps: Tensor, table: Tensor) -> Tensor:
     """Return label maps (B, 1, X, Y, Z) as regions (B, regions, X, Y, Z) of 0 and 1, float32; unknown labels are 0."""
     labels = label_maps[:, 0].long().clamp(0, table.shape[1] - 1)

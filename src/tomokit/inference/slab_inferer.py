@@ -6,6 +6,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -132,7 +133,7 @@ class SlabInferer(Inferer):
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Return what `reduce` says of volumes (B, C, X, Y, Z), or images (B, C, X, Y).
 
-        Labels of a `MetaTensor` are one too, with the affine of their grid.
+        Of a `MetaTensor` it is one too, with the affine of its grid.
 
         Raises:
             TomokitError: when the source's grid is wanted of a plain tensor, grids are turned against each other, or
@@ -156,7 +157,7 @@ class SlabInferer(Inferer):
         if call.probe is None:
             call.look(image, self._probes)
         if self.reduce != "labels":
-            return self._scores(image, call)
+            return _placed(self._scores(image, call), inputs, _affine(inputs, number))
         return self._label_map(inputs, image, number, call)
 
     # ---------------------------------------------------------------------------------------------- labels
@@ -169,16 +170,13 @@ class SlabInferer(Inferer):
         box = find_body(image, spacing) if self.body_crop else whole_box(image.shape[1:])
         while True:
             out = torch.zeros(shape, dtype=label_dtype(values))
-            self._fill(out, image, box, axes, values, call)
+            self._fill(out, image, box, axes, values, call, _file_name(inputs, number))
             grown = grow(box, _inside(out, box, axes), image.shape[1:], spacing)
             if grown == box:
                 break
             logger.info("a structure reaches the body box's face: looking at %s, not %s", grown, box)
             box = grown
-        if not isinstance(inputs, MetaTensor):
-            return out[None]
-        meta = {"filename_or_obj": inputs.meta.get("filename_or_obj", "")}
-        return MetaTensor(out[None], affine=torch.as_tensor(affine), meta=meta)
+        return _placed(out[None], inputs, affine)
 
     def _wanted_grid(self, inputs: Tensor, number: int) -> tuple[tuple[int, ...], NDArray[Any], tuple[Axis, ...]]:
         """Return shape and affine of the wanted grid, and how it lies along the network's."""
@@ -193,13 +191,16 @@ class SlabInferer(Inferer):
         return shape, source, relate_grids(own, _affine(inputs, number), shape, source)
 
     def _fill(
-        self, out: Tensor, image: Tensor, box: Box, axes: Sequence[Axis], values: Sequence[int], call: "_Call"
+        self, out: Tensor, image: Tensor, box: Box, axes: Sequence[Axis], values: Sequence[int], call: "_Call", name: str
     ) -> None:
-        """Write the labels of what lies in a box of the volume into `out`, (X, Y, Z) of the wanted grid."""
+        """Write the labels of what lies in a box of the volume into `out`, (X, Y, Z) of the wanted grid.
+
+        `name` is the file's, for what is told before it starts.
+        """
         field = self._field(image, box, axes)
         strips = self._strips(field, call.known, out)
-        if field.windows.count > TOLD_WINDOWS:
-            logger.info("%s", self._outlook(field, strips, call.known, box, image.shape[1:], out))
+        if self.grid == "source" and field.windows.count > TOLD_WINDOWS:
+            logger.info("%s: %s", name, self._outlook(field, strips, call.known, box, image.shape[1:], out))
         sources = [axis.source for axis in axes] + [2] * (3 - len(axes))
         order = [field.order.index(sources.index(source)) for source in range(3)]
         target = out if out.ndim == 3 else out[..., None]
@@ -474,6 +475,18 @@ def _affine(inputs: Tensor, number: int) -> NDArray[np.float64]:
     if not isinstance(inputs, MetaTensor):
         return np.eye(4)
     return np.asarray(inputs.affine.cpu(), float).reshape(-1, 4, 4)[number]
+
+
+def _file_name(inputs: Tensor, number: int) -> str:
+    """Return the name of the file that a volume of a batch is from, for a message."""
+    names = inputs.meta.get("filename_or_obj", "") if isinstance(inputs, MetaTensor) else ""
+    name = names if isinstance(names, str) else names[number]
+    return Path(name if isinstance(name, str) else name[0]).name
+
+
+def _placed(result: Tensor, inputs: Tensor, affine: NDArray[Any]) -> Tensor:
+    """Return a result (…, X, Y, Z) with the affine of its grid, where the inputs have one."""
+    return MetaTensor(result, affine=torch.as_tensor(affine)) if isinstance(inputs, MetaTensor) else result
 
 
 def _channels_last(image: Tensor) -> Tensor:
