@@ -10,8 +10,8 @@ SOURCE = Path(tomokit.__file__).parent
 GROUPS = (
     "errors memory files config_rules config_safety configs geometry labels statistics volumes",
     "datasets phantoms splits dicom importers catalogue checks caching",
-    "transforms augmentation networks sequences regions losses optimizers measure metrics pictures rivals records "
-    "modalities pairs",
+    "transforms spacing augmentation networks sequences regions losses optimizers measure metrics pictures rivals "
+    "records modalities pairs",
     "runs inference inputs engines decisions ensembles finetuning postprocessing readout selftraining",
     "bundles lint report check_report planning search",
     "cli",

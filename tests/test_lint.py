@@ -454,6 +454,22 @@ def test_argmax_before_linear_inversion(bundle: Path) -> None:
     assert "Invertd interpolates pred linearly after its argmax" in finding.message
 
 
+@pytest.mark.parametrize("reduce", ["labels", "logits"])
+def test_argmax_of_what_the_inferer_gives_as_labels(bundle: Path, reduce: str) -> None:
+    inferer = {"_target_": "tomokit.inference.SlabInferer", "roi_size": [8, 8, 8], "reduce": reduce}
+    findings = lint_bundle(
+        [bundle / "configs" / "train.yaml", put(bundle, "inference.yaml", changed("inferer", inferer, INFERENCE))]
+    )
+    found = [finding.message for finding in findings if finding.kind == "labels"]
+    if reduce == "logits":
+        assert not found
+    else:
+        assert found[0].startswith(
+            "`postprocessing::transforms::0`: Invertd works on logits, but the inferer gives labels"
+        )
+        assert found[1].startswith("`postprocessing::transforms::1`: AsDiscreted works on logits")
+
+
 def test_resampler_whose_default_mode_is_unknown(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = "preprocessing::transforms::1"
     only(lint_train(bundle, key, {"_target_": "scripts.Spacingd", "keys": "label"}), "package")

@@ -48,20 +48,21 @@ def smooth_network():
 
 def full_logits(image, network, size, mode="gaussian", overlap=0.5):
     """Return logits (1, K, X, Y, Z) of the same windows and weights, summed in float64 over the whole volume."""
-    pads = [(max(0, edge - length) // 2, -(-max(0, edge - length) // 2)) for edge, length in zip(size, image.shape[2:])]
+    short = [max(0, edge - length) for edge, length in zip(size, image.shape[2:], strict=True)]
+    pads = [(lack // 2, lack - lack // 2) for lack in short]
     padded = torch.nn.functional.pad(image, list(itertools.chain.from_iterable(reversed(pads))))
     windows = place_windows(padded.shape[2:], size, overlap, mode)
     first, second, third = windows.weights
     weight = first[:, None, None] * second[:, None] * third
     total, weights = 0.0, torch.zeros(padded.shape[2:], dtype=torch.float64)
     for place in itertools.product(*windows.starts):
-        part = tuple(slice(start, start + edge) for start, edge in zip(place, size))
+        part = tuple(slice(start, start + edge) for start, edge in zip(place, size, strict=True))
         logits = torch.zeros((1, 1, *padded.shape[2:]), dtype=torch.float64)
         made = network(padded[(..., *part)])
         logits = logits.repeat(1, made.shape[1], 1, 1, 1)
         logits[(..., *part)] = made.double() * weight
         total, weights[part] = total + logits, weights[part] + weight
-    inside = tuple(slice(before, before + length) for (before, _), length in zip(pads, image.shape[2:]))
+    inside = tuple(slice(before, before + length) for (before, _), length in zip(pads, image.shape[2:], strict=True))
     return (total / weights)[(..., *inside)].float()
 
 
@@ -173,7 +174,8 @@ def test_nearest_takes_the_label_of_the_nearest_voxel(smooth_network, write_volu
     _, _, image = load(source, (2.0, 2.0, 2.0))
     on_network = SlabInferer((16, 16, 16))(image, smooth_network)[0, 0]
     labels = SlabInferer((16, 16, 16), grid="source", interpolation="nearest")(image, smooth_network)[0, 0]
-    places = [np.minimum(np.floor(np.arange(n) / 2 + 0.5).astype(int), m - 1) for n, m in zip(labels.shape, on_network.shape)]
+    half = [np.floor(np.arange(length) / 2 + 0.5).astype(int) for length in labels.shape]
+    places = [np.minimum(place, length - 1) for place, length in zip(half, on_network.shape, strict=True)]
     assert torch.equal(labels.as_tensor(), on_network.as_tensor()[np.ix_(*places)])
 
 
@@ -278,7 +280,9 @@ def test_the_last_layer_is_found_left_out_and_put_back(small_unet):
 
 def test_a_layer_that_is_not_the_last_is_no_head():
     inside = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 1), torch.nn.Conv3d(2, 30, 3, padding=1))
-    in_place = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3, padding=1), torch.nn.Conv3d(2, 30, 1), torch.nn.ReLU(inplace=True))
+    in_place = torch.nn.Sequential(
+        torch.nn.Conv3d(1, 2, 3, padding=1), torch.nn.Conv3d(2, 30, 1), torch.nn.ReLU(inplace=True)
+    )
     for network in (inside, in_place):
         assert find_head(network, torch.randn(1, 1, 8, 8, 8))[1] == ""
 

@@ -47,7 +47,7 @@ CHECK = "tomokit.configs.check_config"
 _SUFFIXES = (".yaml", ".yml", ".json")
 _LABEL = re.compile(r"label|mask|seg(?!ment_id)", re.IGNORECASE)
 _RESAMPLERS = re.compile(
-    r"^(Rand)?(Spacing|Resize|Rotate|Affine|Zoom|3DElastic|2DElastic|SpatialResample|ResampleToMatch|"
+    r"^(Rand|Separable)?(Spacing|Resize|Rotate|Affine|Zoom|3DElastic|2DElastic|SpatialResample|ResampleToMatch|"
     r"GridDistortion|ResizeWithPadOrCropInterpolated)(d|D|Dict)$"
 )
 _ROTATION = re.compile(r"^(Rand)?(Rotate|Affine|3DElastic|2DElastic|SimulateLowResolutionAffine)(d|D|Dict)?$")
@@ -377,6 +377,22 @@ def _inversion_rule(config: dict[str, Any], merged: Merged, _: ComponentLocator)
                 yield key, "inversion", f"{text}; invert first, or set `nearest_interp: true`", "error"
 
 
+def _labels_rule(config: dict[str, Any], merged: Merged, _: ComponentLocator) -> Iterator[Problem]:
+    """Of labels there is nothing to decide any more, and they are on their grid."""
+    for _identifier, _name, block in _components(config):
+        inferer, chain = _follow(config, block.get("inferer")), _follow(config, block.get("postprocessing"))
+        gives_labels = is_component(inferer) and str(inferer["_target_"]).endswith(".SlabInferer")
+        if not gives_labels or inferer.get("reduce", "labels") != "labels" or not is_component(chain):
+            continue
+        steps = [_follow(config, step) for step in chain.get("transforms") or []]
+        for position, step in enumerate(steps):
+            name = str(step["_target_"]).rpartition(".")[2] if is_component(step) else ""
+            if re.match(r"(AsDiscrete|Activations|Invert)(d|D|Dict)$", name) and "pred" in step.get("keys", []):
+                key = str(block["postprocessing"]).removeprefix("@") + f"::transforms::{position}"
+                text = f"`{key}`: {name} works on logits, but the inferer gives labels on their grid; leave it out"
+                yield key, "labels", f"{text}, or set the inferer's `reduce: logits`", "error"
+
+
 def _overlay_rule(config: dict[str, Any], merged: Merged, _: ComponentLocator) -> Iterator[Problem]:
     """What inference builds differently from training was never tested."""
     if _kind_of_run(config) != "infer":
@@ -446,6 +462,7 @@ _RULES: tuple[Callable[[dict[str, Any], Merged, ComponentLocator], Iterator[Prob
     _label_rule,
     _rotation_rule,
     _inversion_rule,
+    _labels_rule,
     _overlay_rule,
     _loader_rule,
     _opening_rule,

@@ -65,9 +65,7 @@ def grow(box: Box, labels: Tensor, shape: Sequence[int], spacing: Sequence[float
     grown = []
     for axis, ((low, high), length) in enumerate(zip(box, shape, strict=True)):
         margin = round(MARGIN_MM / spacing[axis])
-        if low > 0 and bool(labels.select(axis, 0).any()):
-            low = max(0, low - margin)
-        if high < length and bool(labels.select(axis, -1).any()):
-            high = min(length, high + margin)
-        grown.append((low, high))
+        below = margin if labels.select(axis, 0).any() else 0
+        above = margin if labels.select(axis, -1).any() else 0
+        grown.append((max(0, low - below), min(length, high + above)))
     return tuple(grown)

@@ -55,8 +55,8 @@ def relate_grids(
     lean[np.arange(dims), order] = 0
     if sorted(order) != list(range(dims)) or lean.max() > MOST_TILT:
         raise TomokitError(
-            f"the network's grid is turned against the source's (index to index {scale.round(3).tolist()}): the way back "
-            "needs axes along the source's; leave out what turns them, or write the label map on the network's grid"
+            f"the network's grid is turned against the source's (index to index {scale.round(3).tolist()}): the way "
+            "back needs axes along the source's; leave out what turns them, or write the label map on the network's grid"
         )
     axes = []
     for axis, source in enumerate(order):
@@ -111,9 +111,7 @@ def stretches(
     return found
 
 
-def _stretch(
-    places: NDArray[np.float64], nodes: tuple[int, int], voxels: tuple[int, int], nearest: bool
-) -> Stretch:
+def _stretch(places: NDArray[np.float64], nodes: tuple[int, int], voxels: tuple[int, int], nearest: bool) -> Stretch:
     """Return a stretch with its matrix."""
     within = places[slice(*voxels)] - nodes[0]
     count = nodes[1] - nodes[0]

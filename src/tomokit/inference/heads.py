@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tomokit.networks.blocks import Pointwise
@@ -68,7 +67,9 @@ def without_head(network: nn.Module, name: str) -> Iterator[nn.Module]:
 
 def apply_head(head: nn.Module, features: Tensor) -> Tensor:
     """Return the logits (K, …) of features (…, C) by a pointwise convolution, in float32."""
-    logits = head.weight.float().flatten(1) @ features.float().flatten(0, -2).T
-    if head.bias is not None:
-        logits += head.bias.float()[:, None]
+    weight, bias = head.weight, head.bias
+    assert isinstance(weight, Tensor)
+    logits = weight.float().flatten(1) @ features.float().flatten(0, -2).T
+    if isinstance(bias, Tensor):
+        logits += bias.float()[:, None]
     return logits.reshape(-1, *features.shape[:-1])

@@ -1,10 +1,10 @@
-"""Whole volumes through a network in bounded memory: a slab of windows at a time, reduced to labels as it is finished."""
+"""Whole volumes through a network in bounded memory: a slab at a time, reduced to labels as it is finished."""
 
 import itertools
 import logging
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +34,9 @@ REDUCE = ("logits", "probabilities", "labels")
 GRIDS = ("network", "source")
 INTERPOLATION = ("linear", "nearest")
 SHARE = 0.7  # of the free memory that may be planned for
-ACTIVATIONS = 6  # a network's peak, in its largest layer's outputs: a U-Net's skip, what joins it, both again and the sum
+ACTIVATIONS = (
+    6  # a network's peak, in its largest layer's outputs: a U-Net's skip, what joins it, both again and the sum
+)
 TOLD_WINDOWS = 8  # volumes of more windows take long enough to say what is ahead
 FULL_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
@@ -148,7 +150,7 @@ class SlabInferer(Inferer):
                 raise TomokitError(_too_little(self.roi_size)) from error
             raise
         if isinstance(found[0], MetaTensor):
-            return collate_meta_tensor(found)  # type: ignore[no-any-return]  # MONAI's is untyped
+            return collate_meta_tensor(found)
         return torch.stack(found)
 
     def _volume(self, inputs: Tensor, number: int, call: "_Call") -> Tensor:
@@ -191,7 +193,14 @@ class SlabInferer(Inferer):
         return shape, source, relate_grids(own, _affine(inputs, number), shape, source)
 
     def _fill(
-        self, out: Tensor, image: Tensor, box: Box, axes: Sequence[Axis], values: Sequence[int], call: "_Call", name: str
+        self,
+        out: Tensor,
+        image: Tensor,
+        box: Box,
+        axes: Sequence[Axis],
+        values: Sequence[int],
+        call: "_Call",
+        name: str,
     ) -> None:
         """Write the labels of what lies in a box of the volume into `out`, (X, Y, Z) of the wanted grid.
 
@@ -199,7 +208,7 @@ class SlabInferer(Inferer):
         """
         field = self._field(image, box, axes)
         strips = self._strips(field, call.known, out)
-        if self.grid == "source" and field.windows.count > TOLD_WINDOWS:
+        if self.grid == "source" and field.windows.number > TOLD_WINDOWS:
             logger.info("%s: %s", name, self._outlook(field, strips, call.known, box, image.shape[1:], out))
         sources = [axis.source for axis in axes] + [2] * (3 - len(axes))
         order = [field.order.index(sources.index(source)) for source in range(3)]
@@ -227,7 +236,9 @@ class SlabInferer(Inferer):
         lengths = image.shape[1:]
         first = min(range(3), key=lambda axis: size[axis] / lengths[axis])  # the slab takes least memory along it
         order = (first, *(axis for axis in range(3) if axis != first))
-        windows = place_windows([lengths[axis] for axis in order], [size[axis] for axis in order], self.overlap, self.mode)
+        windows = place_windows(
+            [lengths[axis] for axis in order], [size[axis] for axis in order], self.overlap, self.mode
+        )
         image = image.permute(0, *(1 + axis for axis in order))
         return Field(image, _ordered(nodes, order), _ordered(moved, order), order, windows)
 
@@ -260,7 +271,7 @@ class SlabInferer(Inferer):
         cut = f" in {len(strips)} strips" if len(strips) > 1 else ""
         passes = f" × {len(self.flips)} mirrored" if len(self.flips) > 1 else ""
         return (
-            f"{field.windows.count} windows of {size}{passes}{cut}, {part:.0%} of the volume; "
+            f"{field.windows.number} windows of {size}{passes}{cut}, {part:.0%} of the volume; "
             f"about {need / 1e9:.2g} GB beside the image: {slab / 1e9:.2g} of windows' sums, "
             f"{probe.activations * self.batch / 1e9:.2g} in the network, {out.nbytes / 1e9:.2g} of labels"
         )
@@ -316,10 +327,9 @@ class _Call:
             self.probe = probes[self.network]
             return
         size = self.inferer.roi_size
-        window = image.new_zeros((1, image.shape[0], *size))
         part = image[(slice(None), *(slice(0, edge) for edge in size))]
-        window[(0, slice(None), *(slice(0, edge) for edge in part.shape[1:]))] = part
-        self.probe = self._probe(window)
+        lacks = [(0, edge - length) for edge, length in zip(size, part.shape[1:], strict=True)]
+        self.probe = self._probe(nn.functional.pad(part, list(itertools.chain.from_iterable(reversed(lacks))))[None])
         if isinstance(self.network, nn.Module):
             probes[self.network] = self.probe
 
@@ -517,6 +527,6 @@ def _too_little(size: Sequence[int]) -> str:
     """Return what to do where the memory does not suffice."""
     window = "×".join(map(str, size))
     return (
-        f"the free memory ({free_memory() / 1e9:.2g} GB) does not suffice for windows of {window}; close other programs, "
-        "raise the limit, or take a smaller `patch_size`"
+        f"the free memory ({free_memory() / 1e9:.2g} GB) does not suffice for windows of {window}; close other "
+        "programs, raise the limit, or take a smaller `patch_size`"
     )

@@ -27,7 +27,7 @@ class Windows(NamedTuple):
     weights: tuple[Tensor, ...]
 
     @property
-    def count(self) -> int:
+    def number(self) -> int:
         """Return the number of windows."""
         return math.prod(map(len, self.starts))
 

@@ -14,9 +14,9 @@ import torch
 from ignite.engine import Events
 from monai.bundle import ConfigParser
 
-from tomokit.memory import free_memory
 from tomokit.datasets import Entry
 from tomokit.errors import TomokitError
+from tomokit.memory import free_memory
 from tomokit.planning.schedule import Timing
 
 GPU_SHARE = 0.9  # of what is free; the rest is for whole volumes in validation and the allocator's gaps
