@@ -9,7 +9,7 @@ import tomokit
 SOURCE = Path(tomokit.__file__).parent
 GROUPS = (
     "errors memory files config_rules config_safety configs geometry labels statistics volumes",
-    "datasets phantoms splits dicom importers catalogue checks caching",
+    "datasets phantoms splits dicom importers reading catalogue checks caching",
     "transforms spacing augmentation networks sequences regions losses optimizers measure metrics pictures rivals "
     "records modalities pairs",
     "runs inference inputs engines decisions ensembles finetuning postprocessing readout selftraining",

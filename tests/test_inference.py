@@ -9,10 +9,20 @@ import torch
 from bundle_runs import config
 from grids import oblique_affine
 from monai.inferers import SimpleInferer
+from monai.transforms import LoadImaged
 
 from tomokit.engines.checkpoints import save
 from tomokit.errors import TomokitError
-from tomokit.inference import MirroredInferer, MixedPrecisionInferer, list_inputs, write_on_source_grid
+from tomokit.inference import (
+    MirroredInferer,
+    MixedPrecisionInferer,
+    WritePredictiond,
+    finish_writing,
+    list_inputs,
+    write_on_source_grid,
+)
+from tomokit.reading import ScanReader, read_scan
+from tomokit.volumes import itk_image
 
 SHAPE = (30, 26, 22)
 CENTRE = np.array([12.0, 15.0, 9.0])  # voxels, away from the middle of every axis
@@ -45,7 +55,8 @@ def predict(tmp_path):
             minimum_size=[0, 0, 24],
             **more,
         )
-        return nibabel.load(tmp_path / "run" / "inference" / "scan.nii.gz")
+        written = tmp_path / "run" / "inference" / "scan.nii.gz"
+        return nibabel.load(written) if written.is_file() else None
 
     return run
 
@@ -121,11 +132,51 @@ def test_inputs_are_a_file_several_or_a_folder(write_volume, tmp_path):
     with pytest.raises(TomokitError, match=r"input .*nowhere does not exist"):
         list_inputs(tmp_path / "nowhere")
     (tmp_path / "x.png").touch()
-    with pytest.raises(TomokitError, match=r"x\.png is not NIfTI"):
+    with pytest.raises(TomokitError, match=r"x\.png is no scan \(.nii.gz"):
         list_inputs(tmp_path / "x.png")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(TomokitError, match=r"no NIfTI file .* in .*empty"):
+    with pytest.raises(TomokitError, match=r"no scan .* in .*empty"):
         list_inputs(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(("suffix", "written"), [(".nrrd", ".nrrd"), (".mha", ".mha"), (".mhd", ".mha")])
+def test_another_format_gets_its_own_back_with_its_fields(suffix, written, predict, tmp_path):
+    affine = oblique_affine("LPS", SHAPE)
+    image = itk_image(sphere(affine), affine)
+    image.SetMetaData("scanner", "a fine one")
+    SimpleITK.WriteImage(image, str(tmp_path / f"scan{suffix}"))
+    predict(str(tmp_path / f"scan{suffix}"), (2.0, 2.0, 2.0))
+    labels = SimpleITK.ReadImage(str(tmp_path / "run" / "inference" / f"scan{written}"))
+    assert labels.GetPixelID() == SimpleITK.sitkUInt8 and labels.GetMetaData("scanner") == "a fine one"
+    for way in ("GetSpacing", "GetOrigin", "GetDirection", "GetSize"):
+        assert np.allclose(getattr(labels, way)(), getattr(image, way)())
+    truth = SimpleITK.GetArrayFromImage(image) > 0.5
+    found = SimpleITK.GetArrayFromImage(labels) > 0
+    assert 2 * (truth & found).sum() / (truth.sum() + found.sum()) > 0.95
+
+
+def test_a_dicom_folder_gets_a_label_map_on_its_series(mirror, predict, tmp_path):
+    (tmp_path / "scan").symlink_to(mirror / "reference_ct_mr" / "ct_dicom")
+    prediction = predict(str(tmp_path / "scan"), (2.0, 2.0, 2.0))
+    series = read_scan(tmp_path / "scan")
+    assert prediction.shape == series.array.shape
+    assert np.allclose(prediction.affine, series.affine, atol=1e-4)
+    labels = np.asanyarray(prediction.dataobj)
+    bright, dark = series.array > 300, series.array < -500
+    assert labels[bright].mean() > 0.9 and labels[dark].mean() < 0.05
+
+
+def test_a_label_map_that_could_not_be_written_is_told(tmp_path, caplog, write_volume):
+    source = write_volume("scan.nii.gz", np.zeros((4, 5, 6), np.float32))
+    image = LoadImaged("image", reader=ScanReader(), ensure_channel_first=True)({"image": source})["image"]
+    write = WritePredictiond("pred", tmp_path / "out")
+    write({"case": "a", "image": image, "pred": torch.zeros(1, 6, 5, 4)})
+    with pytest.raises(TomokitError, match=r"of shape \(6, 5, 4\) does not lie on"):
+        finish_writing()
+    assert "out/a.nii.gz was not written: a prediction of shape (6, 5, 4)" in caplog.text
+    write({"case": "b", "image": image, "pred": torch.ones(1, 4, 5, 6)})
+    finish_writing()
+    assert nibabel.load(tmp_path / "out" / "b.nii.gz").get_fdata().all()
 
 
 def test_mirrored_passes_are_flipped_back_and_averaged():

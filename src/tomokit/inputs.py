@@ -11,9 +11,9 @@ from tomokit.errors import TomokitError, raise_problems
 from tomokit.files import read_json
 from tomokit.importers.tables import read_table
 from tomokit.importers.trees import group_channels
-from tomokit.inference import NIFTI, list_inputs
+from tomokit.inference import SCANS, list_inputs
 from tomokit.records import find_doubts
-from tomokit.volumes import stem_of
+from tomokit.volumes import stem_of, suffix_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def list_cases(
     """Return an entry `{"case", "image", "clinical"}` for each case; what a network won't understand is logged.
 
     Args:
-        inputs: a NIfTI file, a folder of them, a list of files, or entries of a data set, whose records stay theirs.
+        inputs: a scan, a folder of them, a list of files, or entries of a data set, whose records stay theirs.
             Of several modalities, a case is a list of files, with None for an absent one, or the files `a_0000.nii.gz`,
             `a_0001.nii.gz`, … of a folder.
         records: what `tomokit.records.read_records` returns.
@@ -42,7 +42,7 @@ def list_cases(
         own_grids: whether a modality may be absent.
 
     Raises:
-        TomokitError: when a file is absent or no NIfTI, a case has not its modalities, two have one name, or the table
+        TomokitError: when a file is absent or no scan, a case has not its modalities, two have one name, or the table
             is malformed or names no case.
     """
     if not isinstance(inputs, str | Path) and inputs and all(isinstance(item, Mapping) for item in inputs):
@@ -125,8 +125,8 @@ def _group(folder: Path, channels: int) -> list[list[str | None]]:
 
 
 def _is_scan(path: Path) -> bool:
-    """Return whether a file is a NIfTI that is not hidden."""
-    return path.name.endswith(NIFTI) and not path.name.startswith(".")
+    """Return whether a file is a scan that is not hidden."""
+    return suffix_of(path) in SCANS and not path.name.startswith(".")
 
 
 def _check_images(cases: Sequence[Entry], channels: int, own_grids: bool) -> None:

@@ -9,6 +9,7 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage, MapTransform, Orientation, ResampleToMatch, Spacing
 
 from tomokit.errors import TomokitError
+from tomokit.reading import ScanReader
 
 
 class LoadModalitiesd(MapTransform):
@@ -34,7 +35,7 @@ class LoadModalitiesd(MapTransform):
         if len(self.keys) != 1:
             raise TomokitError(f"the modalities of a case make one image, got the keys {list(self.keys)}; give one key")
         self.count = count
-        self.load = LoadImage(reader="NibabelReader", image_only=True, ensure_channel_first=True)
+        self.load = LoadImage(reader=ScanReader(), image_only=True, ensure_channel_first=True)
         self.turn = Orientation(axcodes="RAS", labels=None)
         self.space = Spacing(pixdim=spacing, mode="bilinear", padding_mode="border")
         self.match = ResampleToMatch(mode="bilinear", padding_mode="border")

@@ -16,7 +16,7 @@ from tomokit.engines.comparison import compare_rows, score_rivals
 from tomokit.engines.progress import ProgressBar
 from tomokit.errors import TomokitError
 from tomokit.files import read_json, write_json, write_table
-from tomokit.inference import first_image
+from tomokit.inference import finish_writing, first_image
 from tomokit.labels import foreground
 from tomokit.metrics import TASKS, check_task, score_segmentation, summarise_segmentation, summarise_task
 from tomokit.pictures import draw_cases, pick_cases
@@ -39,6 +39,7 @@ def attach_inference(evaluator: Any, output_dir: str | Path) -> None:
     ProgressBar("infer", "case").attach(evaluator)
 
     def tell(_: Engine) -> None:
+        finish_writing()
         print(f"predictions: {output_dir}", flush=True)
 
     evaluator.add_event_handler(Events.COMPLETED, tell)

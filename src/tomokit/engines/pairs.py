@@ -23,7 +23,7 @@ from tomokit.engines.progress import ProgressBar
 from tomokit.errors import TomokitError, raise_problems
 from tomokit.files import replacing, write_json, write_table
 from tomokit.geometry import grid_difference, spacing_from_affine
-from tomokit.inference import NIFTI, list_inputs
+from tomokit.inference import SCANS, list_inputs
 from tomokit.pairs import (
     FILE,
     TASK,
@@ -36,7 +36,7 @@ from tomokit.pairs import (
 from tomokit.rivals import normalise_intensity
 from tomokit.rivals.pairs import MEASURES, read_scan, score_pairs
 from tomokit.runs import is_main_process, peak_memory_gb
-from tomokit.volumes import read_header, stem_of
+from tomokit.volumes import read_header, stem_of, suffix_of
 
 logger = logging.getLogger(__name__)
 
@@ -241,7 +241,7 @@ def _pairs_in(folder: Path) -> list[list[str]]:
     """Return the pairs of files of a folder."""
     if not folder.is_dir():
         raise TomokitError(f"`input` {folder} is no folder; give one, or pairs such as [[first.nii.gz, second.nii.gz]]")
-    files = [path for path in sorted(folder.iterdir()) if path.name.endswith(NIFTI) and path.name[0] != "."]
+    files = [path for path in sorted(folder.iterdir()) if suffix_of(path) in SCANS and path.name[0] != "."]
     firsts = [path for path in files if stem_of(path).endswith(FIRST)]
     if not firsts:
         raise TomokitError(

@@ -55,8 +55,8 @@ def relate_grids(
     lean[np.arange(dims), order] = 0
     if sorted(order) != list(range(dims)) or lean.max() > MOST_TILT:
         raise TomokitError(
-            f"the network's grid is turned against the source's (index to index {scale.round(3).tolist()}): the way "
-            "back needs axes along the source's; leave out what turns them, or write the label map on the network's grid"
+            f"the network's grid is turned against the source's (index to index {scale.round(3).tolist()}): the "
+            "way back needs axes along the source's; leave out what turns them, or set the inferer's `grid: network`"
         )
     axes = []
     for axis, source in enumerate(order):

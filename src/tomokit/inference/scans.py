@@ -1,22 +1,25 @@
-"""Which files an inference is given."""
+"""Which scans an inference is given."""
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from tomokit.datasets import Entry, case_name
+from tomokit.dicom import find_series
 from tomokit.errors import TomokitError, raise_problems
+from tomokit.volumes import ITK, NIFTI, suffix_of
 
-NIFTI = (".nii", ".nii.gz")
+SCANS = (*NIFTI, *ITK)
 
 
 def list_inputs(inputs: str | Path | Sequence[str | Path | Sequence[str]]) -> list[Entry]:
-    """Return an entry `{"case", "image"}` for each NIfTI file: one path, several, or a folder's.
+    """Return an entry `{"case", "image"}` for each scan: NIfTI, MetaImage or NRRD files, a folder's, or DICOM folders.
 
-    An element that is itself a list is one case of several modalities, in the order of the network's channels.
+    A folder without such files is looked through for DICOM; each folder in it that holds a series is a case. An element
+    that is itself a list is one case of several modalities, in the order of the network's channels.
 
     Raises:
-        TomokitError: when a path is absent or no NIfTI file, a folder holds none, or two files have one name.
+        TomokitError: when a path is absent or no scan, a folder holds none, or two cases have one name.
     """
     given = [inputs] if isinstance(inputs, str | Path) else list(inputs)
     images: list[str | list[str]] = []
@@ -24,12 +27,11 @@ def list_inputs(inputs: str | Path | Sequence[str | Path | Sequence[str]]) -> li
         if not isinstance(item, str | Path):
             images.append([_check_input(Path(path)) for path in item])
         elif Path(item).is_dir():
-            files = sorted(Path(item).iterdir())
-            images += [str(file) for file in files if file.name.endswith(NIFTI) and file.name[0] != "."]
+            images += _scans_in(Path(item))
         else:
             images.append(_check_input(Path(item)))
     if not images:
-        raise TomokitError(f"no NIfTI file (.nii, .nii.gz) in {', '.join(map(str, given))}")
+        raise TomokitError(f"no scan ({', '.join(SCANS)}, DICOM) in {', '.join(map(str, given))}")
     entries = [{"case": case_name(image), "image": image} for image in images]
     counts = Counter(entry["case"] for entry in entries)
     raise_problems(
@@ -44,10 +46,19 @@ def first_image(image: str | Sequence[str]) -> str:
     return image if isinstance(image, str) else image[0]
 
 
+def _scans_in(folder: Path) -> list[str]:
+    """Return the scans of a folder: its files, or else the folders of its DICOM series."""
+    files = [str(file) for file in sorted(folder.iterdir()) if suffix_of(file) in SCANS and file.name[0] != "."]
+    if files:
+        return files
+    series, _ = find_series(folder)
+    return sorted({str(one.files[0].parent) for one in series})
+
+
 def _check_input(path: Path) -> str:
-    """Return the path as text when it is a NIfTI file that exists."""
+    """Return the path as text when it is a scan that exists."""
     if not path.is_file():
-        raise TomokitError(f"input {path} does not exist; give a NIfTI file or a folder of them")
-    if not path.name.endswith(NIFTI):
-        raise TomokitError(f"input {path} is not NIfTI (.nii, .nii.gz); convert it first")
+        raise TomokitError(f"input {path} does not exist; give a scan or a folder of them")
+    if suffix_of(path) not in SCANS:
+        raise TomokitError(f"input {path} is no scan ({', '.join(SCANS)}, a DICOM folder); convert it first")
     return str(path)

@@ -1,25 +1,38 @@
 """Label maps written on their source's own grid."""
 
+import logging
 from collections.abc import Hashable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
+import SimpleITK as sitk
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
+from numpy.typing import ArrayLike, NDArray
 
 from tomokit.errors import TomokitError
 from tomokit.files import replacing
 from tomokit.inference.scans import first_image
+from tomokit.volumes import ITK, NIFTI, suffix_of, write_volume
+
+logger = logging.getLogger(__name__)
+
+WRITTEN_AS = {".nrrd": ".nrrd", ".nhdr": ".nrrd", ".mha": ".mha", ".mhd": ".mha"}  # of others: NIfTI
+MOST_WAITING = 1  # label maps held until they are written
+_thread = ThreadPoolExecutor(1, "writing")
+_waiting: list[Future[None]] = []
 
 
 class WritePredictiond(MapTransform):
     """Writes a label map on its source's own grid as `<output_dir>/<case>.nii.gz`, whole or not at all.
 
-    The label map (1, X, Y, Z) must be back on the source's grid (MONAI's `Invertd`). Affine, orientation and
-    header are the source's; only the data type becomes the smallest unsigned integer that holds the labels.
+    Sources in NRRD or MetaImage get theirs in that format; DICOM gets NIfTI. The label map (1, X, Y, Z) must be back on
+    the source's grid. Affine, orientation and header are the source's; only the data type becomes the smallest unsigned
+    integer that holds the labels. It is written in a thread: `finish_writing` waits for the last one.
 
     Args:
         keys: the key of the label map.
@@ -33,29 +46,96 @@ class WritePredictiond(MapTransform):
         self.image_key = image_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return `data` unchanged, with the label map of each key written."""
-        source = first_image(data[self.image_key].meta["filename_or_obj"])
+        """Return `data` unchanged; the label map of each key is being written."""
+        image = data[self.image_key]
+        source = first_image(image.meta["filename_or_obj"])
+        suffix = WRITTEN_AS.get(suffix_of(source), ".nii.gz")
         for key in self.key_iterator(dict(data)):
-            labels = np.asarray(torch.as_tensor(data[key]).cpu())
-            write_on_source_grid(labels[0], source, self.output_dir / f"{data['case']}.nii.gz")
+            labels = np.asarray(torch.as_tensor(data[key]).cpu())[0]
+            affine = np.asarray(image.meta["original_affine"], float)
+            finish_writing(MOST_WAITING)
+            path = self.output_dir / f"{data['case']}{suffix}"
+            _waiting.append(_thread.submit(_write, labels, source, path, affine))
         return dict(data)
 
 
-def write_on_source_grid(labels: np.ndarray, source: str | Path, path: str | Path) -> None:
-    """Write integer labels (X, Y, Z) in the source file's index order with the source's affine and header.
+def finish_writing(left: int = 0) -> None:
+    """Wait until at most `left` label maps are still to be written.
+
+    Raises:
+        TomokitError: when one could not be written.
+    """
+    while len(_waiting) > left or (_waiting and _waiting[0].done()):
+        _waiting.pop(0).result()
+
+
+def _write(labels: NDArray[Any], source: str, path: Path, affine: NDArray[np.float64]) -> None:
+    """Write a label map; an error is told at once, since it may be asked for much later."""
+    try:
+        write_on_source_grid(labels, source, path, affine)
+    except Exception as error:
+        logger.error("%s was not written: %s", path, error)
+        raise
+
+
+def write_on_source_grid(
+    labels: NDArray[Any], source: str | Path, path: str | Path, affine: ArrayLike | None = None
+) -> None:
+    """Write integer labels (X, Y, Z) in the source's index order, with its affine and header.
+
+    Args:
+        labels: on the source's grid.
+        source: the scan: its file, or its DICOM folder.
+        path: of the label map, in the source's format.
+        affine: voxel to RAS in mm of a source that is neither NIfTI nor of ITK.
 
     Raises:
         TomokitError: when the shape is not the source's, or `path` is the source itself.
     """
     if Path(path).resolve() == Path(source).resolve():
         raise TomokitError(f"the prediction would overwrite its source {source}; give another `output_dir`")
+    labels = labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.uint16)
+    if suffix_of(source) in NIFTI:
+        _write_nifti(labels, source, path)
+    elif suffix_of(source) in ITK:
+        _write_itk(labels, source, path)
+    else:
+        assert affine is not None, "a DICOM folder's affine is known when it has been read"
+        write_volume(path, labels, affine)
+
+
+def _write_nifti(labels: NDArray[Any], source: str | Path, path: str | Path) -> None:
+    """Write labels with the header of a NIfTI file."""
     image = nibabel.load(source)
-    if labels.shape != image.shape[:3]:
-        raise TomokitError(f"a prediction of shape {labels.shape} does not lie on {source}, of shape {image.shape}")
+    _check_shape(labels, source, image.shape[:3])
     header = image.header.copy()
-    dtype = np.uint8 if labels.max(initial=0) < 256 else np.uint16
-    header.set_data_dtype(dtype)
+    header.set_data_dtype(labels.dtype)
     header.set_slope_inter(1, 0)
-    result = image.__class__(labels.astype(dtype), image.affine, header)
+    result = image.__class__(labels, image.affine, header)
     with replacing(path) as temporary:
         nibabel.save(result, temporary)
+
+
+def _write_itk(labels: NDArray[Any], source: str | Path, path: str | Path) -> None:
+    """Write labels with the grid and the further fields of a MetaImage or NRRD file."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(source))
+    reader.ReadImageInformation()
+    dimension = reader.GetDimension()
+    _check_shape(labels, source, (*reader.GetSize(), 1)[:3])
+    result = sitk.GetImageFromArray(np.ascontiguousarray(labels.reshape(reader.GetSize()).T))
+    result.SetSpacing(reader.GetSpacing())
+    result.SetOrigin(reader.GetOrigin())
+    result.SetDirection(reader.GetDirection())
+    assert result.GetDimension() == dimension
+    for key in reader.GetMetaDataKeys():
+        if not key.startswith("ITK_"):  # what ITK itself found out of the source
+            result.SetMetaData(key, reader.GetMetaData(key))
+    with replacing(path) as temporary:
+        sitk.WriteImage(result, str(temporary), useCompression=True)
+
+
+def _check_shape(labels: NDArray[Any], source: str | Path, shape: tuple[int, ...]) -> None:
+    """Refuse a label map that does not lie on its source's grid."""
+    if labels.shape != tuple(shape):
+        raise TomokitError(f"a prediction of shape {labels.shape} does not lie on {source}, of shape {tuple(shape)}")
