@@ -40,11 +40,11 @@ def sphere(affine: np.ndarray) -> np.ndarray:
 def predict(tmp_path):
     """Return a function that runs the real inference config with a network that only thresholds at one half."""
 
-    def run(source: str, spacing, **more) -> nibabel.Nifti1Image:
+    def run(source: str, spacing, files=(), **more) -> nibabel.Nifti1Image:
         weights = {"weight": torch.tensor([-40.0, 40.0]).reshape(2, 1, 1, 1, 1), "bias": torch.tensor([20.0, -20.0])}
         save(weights, tmp_path / "run" / "checkpoints" / "best.pt")
         monai.bundle.run(
-            config_file=config("segmentation", "train", "inference"),
+            config_file=config("segmentation", "train", "inference", *files),
             run_dir=str(tmp_path / "run"),
             input=source,
             spacing=list(spacing),
@@ -164,6 +164,19 @@ def test_a_dicom_folder_gets_a_label_map_on_its_series(mirror, predict, tmp_path
     labels = np.asanyarray(prediction.dataobj)
     bright, dark = series.array > 300, series.array < -500
     assert labels[bright].mean() > 0.9 and labels[dark].mean() < 0.05
+
+
+def test_maps_are_written_beside(write_volume, predict, tmp_path):
+    affine = oblique_affine("LPS", SHAPE)
+    source = write_volume("scan.nii.gz", sphere(affine), affine)
+    more = {"maps": {"entropy": "entropy", "ball": 1}, "files": ["modes/maps"]}
+    prediction = np.asanyarray(predict(source, (2.0, 2.0, 2.0), **more).dataobj)
+    maps = {name: nibabel.load(tmp_path / "run" / "maps" / f"scan_{name}.nii.gz") for name in ("entropy", "ball")}
+    assert all(np.array_equal(one.affine, nibabel.load(source).affine) for one in maps.values())
+    ball, entropy = maps["ball"].get_fdata(), maps["entropy"].get_fdata()
+    assert np.array_equal(ball > 0.5, prediction > 0)
+    assert entropy.min() == 0 and 0.5 < entropy.max() <= 1
+    assert entropy[prediction == 0].mean() < 0.2
 
 
 def test_a_label_map_that_could_not_be_written_is_told(tmp_path, caplog, write_volume):

@@ -179,6 +179,50 @@ def test_nearest_takes_the_label_of_the_nearest_voxel(smooth_network, write_volu
     assert torch.equal(labels.as_tensor(), on_network.as_tensor()[np.ix_(*places)])
 
 
+@pytest.mark.parametrize("regions", [None, REGIONS])
+def test_maps_are_the_probabilities_and_the_entropy_of_the_interpolated_logits(regions, smooth_network, write_volume):
+    rng = np.random.default_rng(2)
+    source = write_volume("scan.nii.gz", rng.normal(size=(37, 30, 22)), oblique_affine("LPS", shape=(37, 30, 22)))
+    preprocessing, item, image = load(source, (2.0, 2.0, 2.0))
+    logits = 20 * SlabInferer((16, 16, 16), reduce="logits", regions=regions)(image, smooth_network)
+    whole = inverted(logits[0], preprocessing, item)
+    scaled = torch.nn.Sequential(smooth_network, Scale(20))
+    inferer = SlabInferer((16, 16, 16), grid="source", regions=regions, maps={"two": 2, "unsure": "entropy"})
+    labels = inferer(image, scaled)
+    assert (labels == SlabInferer((16, 16, 16), grid="source", regions=regions)(image, scaled)).all()
+    chances = whole.sigmoid() if regions else whole.softmax(0)
+    entropy = -(chances * chances.clamp(min=1e-30).log()).sum(0) / np.log(3)
+    if regions:
+        each = chances * chances.log2() + (1 - chances) * (1 - chances).log2()
+        entropy = (-each).nan_to_num(0).amax(0)
+    for name, truth in (("two", chances[2]), ("unsure", entropy)):
+        found = inferer.found_maps[name]
+        assert found.shape == (1, 37, 30, 22) and found.dtype == torch.uint8
+        assert (found.as_tensor()[0] / 255 - truth).abs().max() < 1 / 255 + 0.51 / 255
+
+
+class Scale(torch.nn.Module):
+    """Multiplies logits."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, logits):
+        return self.factor * logits
+
+
+@pytest.mark.parametrize("of", [3, -1, "variance"])
+def test_a_map_of_nothing_is_refused(of, smooth_network):
+    with pytest.raises(TomokitError, match=f"map wanted is of {of!r}, not of a channel from 0 to 2 or of 'entropy'"):
+        SlabInferer((16, 16, 16), maps={"wanted": of})(torch.zeros(1, 1, 16, 16, 16), smooth_network)
+
+
+def test_maps_are_of_one_volume_at_a_time(smooth_network):
+    with pytest.raises(TomokitError, match="one volume at a time, got 2"):
+        SlabInferer((16, 16, 16), maps={"one": 1})(torch.zeros(2, 1, 16, 16, 16), smooth_network)
+
+
 def test_strips_of_a_slab_change_nothing(small_unet, monkeypatch, write_volume):
     rng = np.random.default_rng(2)
     source = write_volume("scan.nii.gz", rng.normal(size=(60, 70, 90)), np.diag([1.0, 1.0, 1.0, 1.0]))

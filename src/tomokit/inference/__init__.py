@@ -4,7 +4,7 @@ from tomokit.inference.inferers import MirroredInferer, MixedPrecisionInferer
 from tomokit.inference.read_ahead import ReadAhead
 from tomokit.inference.scans import SCANS, first_image, list_inputs
 from tomokit.inference.slab_inferer import SlabInferer
-from tomokit.inference.writing import WritePredictiond, finish_writing, write_on_source_grid
+from tomokit.inference.writing import WriteMapsd, WritePredictiond, finish_writing, write_on_source_grid
 
 __all__ = [
     "SCANS",
@@ -12,6 +12,7 @@ __all__ = [
     "MixedPrecisionInferer",
     "ReadAhead",
     "SlabInferer",
+    "WriteMapsd",
     "WritePredictiond",
     "finish_writing",
     "first_image",

@@ -1,6 +1,8 @@
 """From the network's logits to labels, block by block: only the classes that can win in a block are interpolated."""
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,11 +10,25 @@ from torch import Tensor
 from tomokit.inference.grids import Stretch
 
 EDGE = 16  # cells of a block along each axis
+ENTROPY = "entropy"
+NEGLIGIBLE = 16.0  # logits below the largest: a probability of 1e-7, which no map of steps of 1/255 shows
 
 
 def label_dtype(values: Sequence[int]) -> torch.dtype:
     """Return the smallest type for these labels: uint8, or int32 beyond 255."""
     return torch.uint8 if max(values) < 256 else torch.int32
+
+
+class Map(NamedTuple):
+    """A map on the source's grid, beside the labels.
+
+    Attributes:
+        of: the channel whose probability it shows, or "entropy".
+        out: (X, Y, Z) uint8, in steps of 1/255.
+    """
+
+    of: int | str
+    out: Tensor
 
 
 class BlockReducer:
@@ -27,13 +43,17 @@ class BlockReducer:
             ones over earlier ones; else the label of the largest logit wins.
         order: of each axis of the source, the axis of the network's grid that lies along it.
         out: the label map on the source's grid, (X, Y, Z), filled with background.
+        maps: what else is written, filled with 0.
     """
 
-    def __init__(self, values: Sequence[int], painted: bool, order: Sequence[int], out: Tensor) -> None:
+    def __init__(
+        self, values: Sequence[int], painted: bool, order: Sequence[int], out: Tensor, maps: Sequence[Map] = ()
+    ) -> None:
         self.values = torch.tensor(values, dtype=out.dtype)
         self.painted = painted
         self.order = list(order)
         self.out = out
+        self.maps = maps
 
     def reduce_bar(self, logits: Tensor, across: Sequence[Stretch], along: Sequence[Stretch], first: int) -> None:
         """Write the labels of a bar: one stretch along the first axes, several along the last.
@@ -47,21 +67,26 @@ class BlockReducer:
         low, high = _extremes(logits, along, first)
         for number, stretch in enumerate(along):
             voxels = tuple(slice(*part.voxels) for part in (*across, stretch))
-            place = self.out[tuple(voxels[axis] for axis in self.order)]
+            place = tuple(voxels[axis] for axis in self.order)
             kept = self._candidates(low[:, number], high[:, number])
             if isinstance(kept, int):
                 if kept:
-                    place.fill_(kept)
+                    self.out[place].fill_(kept)
                 continue
             start, stop = (node - first for node in stretch.nodes)
             block = interpolate(logits[kept][..., start:stop], (*across, stretch))
-            place.copy_(self._labels(block, kept).permute(self.order))
+            self.out[place].copy_(self._labels(block, kept).permute(self.order))
+            for wanted in self.maps:
+                found = self._chances(block, kept, wanted.of) * 255
+                wanted.out[place].copy_(found.round_().permute(self.order))
 
     def _candidates(self, low: Tensor, high: Tensor) -> Tensor | int:
         """Return the channels that can win in a block, or the label that has surely won.
 
-        `low` and `high` (K,) are the smallest and the largest logit of each channel.
+        `low` and `high` (K,) are the smallest and the largest logit of each channel. Maps take all that show in them.
         """
+        if self.maps:
+            return torch.arange(len(low)) if self.painted else torch.nonzero(high >= low.max() - NEGLIGIBLE)[:, 0]
         if not self.painted:
             kept = torch.nonzero(high >= low.max())[:, 0]
             return kept if len(kept) > 1 else int(self.values[kept[0]])
@@ -84,6 +109,16 @@ class BlockReducer:
         for number in reversed(range(len(values))):  # of equal ones the first wins
             labels.masked_fill_(logits[number] == largest, values[number])
         return labels
+
+    def _chances(self, logits: Tensor, kept: Tensor, of: int | str) -> Tensor:
+        """Return the probability of a channel, or the entropy, from 0 to 1, of interpolated logits (kept, …)."""
+        chances = logits.sigmoid() if self.painted else logits.softmax(0)
+        if of != ENTROPY:
+            place = kept.tolist()
+            return chances[place.index(of)] if of in place else torch.zeros_like(logits[0])
+        if self.painted:  # of the least certain region
+            return (torch.special.entr(chances) + torch.special.entr(1 - chances)).amax(0) / math.log(2)
+        return torch.special.entr(chances).sum(0) / math.log(max(2, len(self.values)))
 
 
 def interpolate(block: Tensor, axes: Sequence[Stretch]) -> Tensor:

@@ -22,7 +22,7 @@ from tomokit.geometry import spacing_from_affine
 from tomokit.inference.boxes import Box, find_body, grow, whole_box
 from tomokit.inference.grids import Axis, relate_grids, same_grid, stretches
 from tomokit.inference.heads import apply_head, find_head, without_head
-from tomokit.inference.reducing import EDGE, BlockReducer, label_dtype
+from tomokit.inference.reducing import EDGE, ENTROPY, BlockReducer, Map, label_dtype
 from tomokit.inference.slabs import Finished, Network, sum_slabs
 from tomokit.inference.windows import Windows, place_windows
 from tomokit.memory import free_memory
@@ -96,6 +96,9 @@ class SlabInferer(Inferer):
         body_crop: look only at the box that holds the body, grown where a structure touches its face; the rest is
             background. Only for labels.
         regions: `{name: [labels], …}` where channels are regions that may overlap; each paints its label.
+        maps: `{name: channel, …}`: probabilities to keep beside the labels, or "entropy" for the channel: how uncertain
+            the labels are, from 0 to 1. After a call, the attribute `found_maps` has each, (1, X, Y, Z) uint8 in steps
+            of 1/255 on the labels' grid. A volume at a time.
         dtype: the network's precision: `torch.bfloat16`, `torch.float16`, or `torch.float32`.
 
     Raises:
@@ -114,6 +117,7 @@ class SlabInferer(Inferer):
         mirror_axes: Sequence[int] = (),
         body_crop: bool = False,
         regions: Mapping[str, Sequence[int]] | None = None,
+        maps: Mapping[str, int | str] | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
@@ -129,6 +133,8 @@ class SlabInferer(Inferer):
         self.flips = [flip for count in range(len(axes) + 1) for flip in itertools.combinations(axes, count)]
         self.body_crop = body_crop
         self.regions = regions
+        self.maps = dict(maps or {})
+        self.found_maps: dict[str, Tensor] = {}
         self.dtype = dtype
         self._probes: weakref.WeakKeyDictionary[nn.Module, Probe] = weakref.WeakKeyDictionary()
 
@@ -141,6 +147,8 @@ class SlabInferer(Inferer):
             TomokitError: when the source's grid is wanted of a plain tensor, grids are turned against each other, or
                 the memory does not suffice.
         """
+        if self.maps and len(inputs) > 1:
+            raise TomokitError(f"`maps` are of one volume at a time, got {len(inputs)}: set `batch_size: 1`")
         call = _Call(self, network, args, kwargs)
         try:
             with torch.no_grad():
@@ -168,16 +176,19 @@ class SlabInferer(Inferer):
         """Return a volume's labels (1, X, Y, Z) on the wanted grid."""
         shape, affine, axes = self._wanted_grid(inputs, number)
         values = region_values(self.regions) if self.regions else list(range(call.known.classes))
+        _check_maps(self.maps, call.known.classes)
         spacing = spacing_from_affine(_affine(inputs, number)) if isinstance(inputs, MetaTensor) else (1.0,) * 3
         box = find_body(image, spacing) if self.body_crop else whole_box(image.shape[1:])
         while True:
             out = torch.zeros(shape, dtype=label_dtype(values))
-            self._fill(out, image, box, axes, values, call, _file_name(inputs, number))
+            maps = {name: Map(of, torch.zeros(shape, dtype=torch.uint8)) for name, of in self.maps.items()}
+            self._fill((out, list(maps.values())), image, box, axes, values, call, _file_name(inputs, number))
             grown = grow(box, _inside(out, box, axes), image.shape[1:], spacing)
             if grown == box:
                 break
             logger.info("a structure reaches the body box's face: looking at %s, not %s", grown, box)
             box = grown
+        self.found_maps = {name: _placed(found.out[None], inputs, affine) for name, found in maps.items()}
         return _placed(out[None], inputs, affine)
 
     def _wanted_grid(self, inputs: Tensor, number: int) -> tuple[tuple[int, ...], NDArray[Any], tuple[Axis, ...]]:
@@ -194,7 +205,7 @@ class SlabInferer(Inferer):
 
     def _fill(
         self,
-        out: Tensor,
+        results: tuple[Tensor, list[Map]],
         image: Tensor,
         box: Box,
         axes: Sequence[Axis],
@@ -202,18 +213,20 @@ class SlabInferer(Inferer):
         call: "_Call",
         name: str,
     ) -> None:
-        """Write the labels of what lies in a box of the volume into `out`, (X, Y, Z) of the wanted grid.
+        """Write the labels of what lies in a box of the volume, and the maps, on the wanted grid.
 
-        `name` is the file's, for what is told before it starts.
+        `results` are the label map (X, Y, Z) and the maps; `name` is the file's, for what is told before it starts.
         """
+        out, maps = results
         field = self._field(image, box, axes)
         strips = self._strips(field, call.known, out)
         if self.grid == "source" and field.windows.number > TOLD_WINDOWS:
             logger.info("%s: %s", name, self._outlook(field, strips, call.known, box, image.shape[1:], out))
         sources = [axis.source for axis in axes] + [2] * (3 - len(axes))
         order = [field.order.index(sources.index(source)) for source in range(3)]
-        target = out if out.ndim == 3 else out[..., None]
-        reducer = BlockReducer(values, bool(self.regions), order, target)
+        flat = out.ndim == 2
+        maps = [Map(found.of, found.out[..., None] if flat else found.out) for found in maps]
+        reducer = BlockReducer(values, bool(self.regions), order, out[..., None] if flat else out, maps)
         with call.ready(field.order) as (network, head):
             for number, strip in enumerate(strips):
                 wanted = (strip[0], strip[1] + 1)
@@ -521,6 +534,13 @@ def _check_options(reduce: str, grid: str, interpolation: str) -> None:
             raise TomokitError(f"{name} must be one of {', '.join(known)}, got {value!r}")
     if reduce != "labels" and grid != "network":
         raise TomokitError(f"only labels come on the source's grid: `reduce: {reduce}` needs `grid: network`")
+
+
+def _check_maps(maps: Mapping[str, int | str], classes: int) -> None:
+    """Refuse a map of what the network does not give."""
+    for name, of in maps.items():
+        if of != ENTROPY and not (isinstance(of, int) and 0 <= of < classes):
+            raise TomokitError(f"map {name} is of {of!r}, not of a channel from 0 to {classes - 1} or of '{ENTROPY}'")
 
 
 def _too_little(size: Sequence[int]) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from tomokit.errors import TomokitError
 from tomokit.files import replacing
 from tomokit.inference.scans import first_image
+from tomokit.inference.slab_inferer import SlabInferer
 from tomokit.volumes import ITK, NIFTI, suffix_of, write_volume
 
 logger = logging.getLogger(__name__)
@@ -47,16 +48,50 @@ class WritePredictiond(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return `data` unchanged; the label map of each key is being written."""
-        image = data[self.image_key]
-        source = first_image(image.meta["filename_or_obj"])
-        suffix = WRITTEN_AS.get(suffix_of(source), ".nii.gz")
         for key in self.key_iterator(dict(data)):
             labels = np.asarray(torch.as_tensor(data[key]).cpu())[0]
-            affine = np.asarray(image.meta["original_affine"], float)
-            finish_writing(MOST_WAITING)
-            path = self.output_dir / f"{data['case']}{suffix}"
-            _waiting.append(_thread.submit(_write, labels, source, path, affine))
+            _write_behind(labels, data[self.image_key], self.output_dir, data["case"])
         return dict(data)
+
+
+class WriteMapsd(MapTransform):
+    """Writes the maps that an inferer found beside a label map, as `<output_dir>/<case>_<name>.nii.gz`, from 0 to 1.
+
+    Args:
+        keys: the key of the label map.
+        inferer: a `SlabInferer` with `maps`.
+        output_dir: the folder to write to.
+        image_key: the key of the source image, whose file gives the grid; `case` beside it gives the name.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, inferer: SlabInferer, output_dir: str | Path, image_key: str = "image"
+    ) -> None:
+        super().__init__(keys)
+        self.inferer = inferer
+        self.output_dir = Path(output_dir)
+        self.image_key = image_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return `data` unchanged; the maps are being written."""
+        for name, steps in self.inferer.found_maps.items():
+            values = np.asarray(torch.as_tensor(steps).cpu())[0]
+            _write_behind(values, data[self.image_key], self.output_dir, f"{data['case']}_{name}", np.float32(255))
+        return dict(data)
+
+
+def _write_behind(
+    values: NDArray[Any], image: Any, output_dir: Path, name: str, steps: np.float32 | None = None
+) -> None:
+    """Have an array (X, Y, Z) written on the grid of a source image, once few enough others are waiting.
+
+    With `steps` it is divided by that.
+    """
+    source = first_image(image.meta["filename_or_obj"])
+    path = output_dir / (name + WRITTEN_AS.get(suffix_of(source), ".nii.gz"))
+    affine = np.asarray(image.meta["original_affine"], float)
+    finish_writing(MOST_WAITING)
+    _waiting.append(_thread.submit(_write, values, source, path, affine, steps))
 
 
 def finish_writing(left: int = 0) -> None:
@@ -69,24 +104,28 @@ def finish_writing(left: int = 0) -> None:
         _waiting.pop(0).result()
 
 
-def _write(labels: NDArray[Any], source: str, path: Path, affine: NDArray[np.float64]) -> None:
-    """Write a label map; an error is told at once, since it may be asked for much later."""
+def _write(
+    values: NDArray[Any], source: str, path: Path, affine: NDArray[np.float64], steps: np.float32 | None
+) -> None:
+    """Write an array; an error is told at once, since it may be asked for much later."""
     try:
-        write_on_source_grid(labels, source, path, affine)
+        write_on_source_grid(values if steps is None else values / steps, source, path, affine)
     except Exception as error:
         logger.error("%s was not written: %s", path, error)
         raise
 
 
 def write_on_source_grid(
-    labels: NDArray[Any], source: str | Path, path: str | Path, affine: ArrayLike | None = None
+    values: NDArray[Any], source: str | Path, path: str | Path, affine: ArrayLike | None = None
 ) -> None:
-    """Write integer labels (X, Y, Z) in the source's index order, with its affine and header.
+    """Write an array (X, Y, Z) in the source's index order, with its affine and header.
+
+    Integers are labels, and get the smallest unsigned type that holds them; other numbers are float32.
 
     Args:
-        labels: on the source's grid.
+        values: on the source's grid.
         source: the scan: its file, or its DICOM folder.
-        path: of the label map, in the source's format.
+        path: of the result, in the source's format.
         affine: voxel to RAS in mm of a source that is neither NIfTI nor of ITK.
 
     Raises:
@@ -94,36 +133,37 @@ def write_on_source_grid(
     """
     if Path(path).resolve() == Path(source).resolve():
         raise TomokitError(f"the prediction would overwrite its source {source}; give another `output_dir`")
-    labels = labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.uint16)
+    whole = np.uint8 if values.max(initial=0) < 256 else np.uint16
+    values = values.astype(whole if values.dtype.kind in "iub" else np.float32)
     if suffix_of(source) in NIFTI:
-        _write_nifti(labels, source, path)
+        _write_nifti(values, source, path)
     elif suffix_of(source) in ITK:
-        _write_itk(labels, source, path)
+        _write_itk(values, source, path)
     else:
         assert affine is not None, "a DICOM folder's affine is known when it has been read"
-        write_volume(path, labels, affine)
+        write_volume(path, values, affine)
 
 
-def _write_nifti(labels: NDArray[Any], source: str | Path, path: str | Path) -> None:
-    """Write labels with the header of a NIfTI file."""
+def _write_nifti(values: NDArray[Any], source: str | Path, path: str | Path) -> None:
+    """Write an array with the header of a NIfTI file."""
     image = nibabel.load(source)
-    _check_shape(labels, source, image.shape[:3])
+    _check_shape(values, source, image.shape[:3])
     header = image.header.copy()
-    header.set_data_dtype(labels.dtype)
+    header.set_data_dtype(values.dtype)
     header.set_slope_inter(1, 0)
-    result = image.__class__(labels, image.affine, header)
+    result = image.__class__(values, image.affine, header)
     with replacing(path) as temporary:
         nibabel.save(result, temporary)
 
 
-def _write_itk(labels: NDArray[Any], source: str | Path, path: str | Path) -> None:
-    """Write labels with the grid and the further fields of a MetaImage or NRRD file."""
+def _write_itk(values: NDArray[Any], source: str | Path, path: str | Path) -> None:
+    """Write an array with the grid and the further fields of a MetaImage or NRRD file."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(source))
     reader.ReadImageInformation()
     dimension = reader.GetDimension()
-    _check_shape(labels, source, (*reader.GetSize(), 1)[:3])
-    result = sitk.GetImageFromArray(np.ascontiguousarray(labels.reshape(reader.GetSize()).T))
+    _check_shape(values, source, (*reader.GetSize(), 1)[:3])
+    result = sitk.GetImageFromArray(np.ascontiguousarray(values.reshape(reader.GetSize()).T))
     result.SetSpacing(reader.GetSpacing())
     result.SetOrigin(reader.GetOrigin())
     result.SetDirection(reader.GetDirection())
@@ -135,7 +175,7 @@ def _write_itk(labels: NDArray[Any], source: str | Path, path: str | Path) -> No
         sitk.WriteImage(result, str(temporary), useCompression=True)
 
 
-def _check_shape(labels: NDArray[Any], source: str | Path, shape: tuple[int, ...]) -> None:
+def _check_shape(values: NDArray[Any], source: str | Path, shape: tuple[int, ...]) -> None:
     """Refuse a label map that does not lie on its source's grid."""
-    if labels.shape != tuple(shape):
-        raise TomokitError(f"a prediction of shape {labels.shape} does not lie on {source}, of shape {tuple(shape)}")
+    if values.shape != tuple(shape):
+        raise TomokitError(f"a prediction of shape {values.shape} does not lie on {source}, of shape {tuple(shape)}")
