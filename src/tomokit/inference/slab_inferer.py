@@ -3,6 +3,7 @@
 import itertools
 import logging
 import math
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -37,6 +38,7 @@ SHARE = 0.7  # of the free memory that may be planned for
 ACTIVATIONS = (
     6  # a network's peak, in its largest layer's outputs: a U-Net's skip, what joins it, both again and the sum
 )
+TOLD_SECONDS = 15.0  # between lines that say how far a volume is
 TOLD_WINDOWS = 8  # volumes of more windows take long enough to say what is ahead
 FULL_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
@@ -227,12 +229,17 @@ class SlabInferer(Inferer):
         flat = out.ndim == 2
         maps = [Map(found.of, found.out[..., None] if flat else found.out) for found in maps]
         reducer = BlockReducer(values, bool(self.regions), order, out[..., None] if flat else out, maps)
+        total, done, told = len(strips) * len(field.windows.starts[0]), 0, time.monotonic()
         with call.ready(field.order) as (network, head):
             for number, strip in enumerate(strips):
                 wanted = (strip[0], strip[1] + 1)
                 slabs = sum_slabs(field.image, network, call.known.features, field.windows, wanted, self.batch)
                 for slab in slabs:
                     _reduce_slab(slab, field, strip, number == 0, head, reducer, self.nearest)
+                    done += 1
+                    if self.grid == "source" and time.monotonic() - told > TOLD_SECONDS:
+                        told = time.monotonic()
+                        logger.info("%s: slab %d of %d", name, done, total)
 
     def _field(self, image: Tensor, box: Box, axes: Sequence[Axis]) -> Field:
         """Return the part of a volume (C, X, Y[, Z]) in a box, the slab's axis first; an image gets an axis of one."""
