@@ -526,7 +526,7 @@ def _state_of(value: Any) -> Any:
     """Return an object's own state, as it would be pickled; a reader's without the file that it read last."""
     state = value.__getstate__()
     if isinstance(value, ImageReader):
-        return {name: held for name, held in state.items() if name not in ("filenames", "has_series")}
+        return {name: held for name, held in (state or {}).items() if name not in ("filenames", "has_series")}
     return state
 
 
