@@ -13,7 +13,7 @@ GROUPS = (
     "transforms spacing augmentation networks sequences regions losses optimizers measure metrics pictures rivals "
     "records modalities pairs",
     "runs inference inputs engines decisions ensembles finetuning postprocessing readout selftraining",
-    "bundles lint report check_report planning search",
+    "bundles lint report check_report planning search release",
     "cli",
 )
 GROUP = {name: number for number, names in enumerate(GROUPS) for name in names.split()}

@@ -75,7 +75,7 @@ def lint_bundle(
     else:
         given = [path_or_files] if isinstance(path_or_files, str | Path) else path_or_files
         file_sets = [[str(path) for path in given]]
-    findings = _metadata_findings(Path(file_sets[0][0]).parent)
+    findings = metadata_findings(Path(file_sets[0][0]).parent)
     for files in file_sets:
         findings += _lint_files(files, dict(overrides or {}))
     return list(dict.fromkeys(findings))
@@ -205,7 +205,7 @@ def _repeated(keys: list[str], lines: list[int] | None = None) -> list[tuple[str
     return [(keys[p], f"`{keys[p]}` is given{w}; the later one wins") for p, w in zip(again, where, strict=True)]
 
 
-def _metadata_findings(configs: Path) -> list[Finding]:
+def metadata_findings(configs: Path) -> list[Finding]:
     """Return what the metadata lacks, by the schema that is kept with the bundles."""
     path = configs / "metadata.json"
     if not path.is_file():

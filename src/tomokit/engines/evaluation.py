@@ -16,7 +16,7 @@ from tomokit.engines.comparison import compare_rows, score_rivals
 from tomokit.engines.progress import ProgressBar
 from tomokit.errors import TomokitError
 from tomokit.files import read_json, write_json, write_table
-from tomokit.inference import finish_writing, first_image
+from tomokit.inference import WritePredictiond, finish_writing, first_image
 from tomokit.labels import foreground
 from tomokit.metrics import TASKS, check_task, score_segmentation, summarise_segmentation, summarise_task
 from tomokit.pictures import draw_cases, pick_cases
@@ -26,8 +26,13 @@ PICTURE = "overlay.png"
 Entries = Sequence[Mapping[str, Any]]
 
 
-def attach_inference(evaluator: Any, output_dir: str | Path) -> None:
+def attach_inference(evaluator: Any, output_dir: str | Path, write: str = "") -> None:
     """Show progress over the cases and say where the results are.
+
+    Args:
+        evaluator: its data set's entries have `case` and `image`.
+        output_dir: the folder of the results.
+        write: the key of label maps that are to be written there; "" where the postprocessing writes them.
 
     Raises:
         TomokitError: when a result would be written over its source.
@@ -36,6 +41,9 @@ def attach_inference(evaluator: Any, output_dir: str | Path) -> None:
         source = Path(first_image(entry["image"]))
         if source.parent.resolve() == Path(output_dir).resolve():
             raise TomokitError(f"output_dir {output_dir} holds the input {source.name}; give another `output_dir`")
+    if write:
+        writer = WritePredictiond(write, output_dir)
+        evaluator.add_event_handler(Events.ITERATION_COMPLETED, _write_outputs, writer)
     ProgressBar("infer", "case").attach(evaluator)
 
     def tell(_: Engine) -> None:
@@ -43,6 +51,12 @@ def attach_inference(evaluator: Any, output_dir: str | Path) -> None:
         print(f"predictions: {output_dir}", flush=True)
 
     evaluator.add_event_handler(Events.COMPLETED, tell)
+
+
+def _write_outputs(engine: Any, writer: WritePredictiond) -> None:
+    """Write the label map of each case of a batch."""
+    for item, output in zip(engine.state.batch, engine.state.output, strict=True):
+        writer({**output, "case": item["case"], "image": item["image"]})
 
 
 def attach_class_table(

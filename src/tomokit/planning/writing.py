@@ -191,7 +191,7 @@ def _fit_metadata(packaged: Path, fingerprint: Fingerprint, choices: Mapping[str
     image |= {"num_channels": len(kinds), "modality": ", ".join(kinds), "spatial_shape": list(size.value)}
     image |= {"channel_def": {str(number): kind for number, kind in enumerate(kinds)}}
     image |= {"format": "hounsfield" if all(map(is_ct, kinds)) else "magnitude"}
-    image["value_range"], told = _value_range(choices["intensity"].value)
+    image["value_range"], told = value_range(choices["intensity"].value)
     content["image_classes"] = f"{len(kinds)} channel{'s' * (len(kinds) > 1)}, {told}"
     pred = content["network_data_format"]["outputs"]["pred"]
     pred |= {"num_channels": len(fingerprint.labels), "channel_def": dict(fingerprint.labels)}
@@ -200,7 +200,7 @@ def _fit_metadata(packaged: Path, fingerprint: Fingerprint, choices: Mapping[str
     return content
 
 
-def _value_range(intensity: Mapping[str, Any]) -> tuple[list[float], str]:
+def value_range(intensity: Mapping[str, Any]) -> tuple[list[float], str]:
     """Return the range of the network's input, empty where it has none, and how its intensities are told."""
     if "b_min" in intensity:
         low, high = intensity["b_min"], intensity["b_max"]
