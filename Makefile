@@ -1,7 +1,7 @@
 # Every target with one line: `make`. A target prints the command it runs; the commands are documented in README.md.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo data check split plan search crossval train evaluate infer report tensorboard check-bundles test lint types notebooks fuzz bench release clean
+.PHONY: help install demo data check split plan search crossval train evaluate infer report tensorboard check-bundles test lint types notebooks fuzz bench release dist clean
 
 # a bundle's name, or the folder of your own
 BUNDLE  ?= segmentation
@@ -103,6 +103,9 @@ evaluate: install  ## score a run on its test cases  [RUN=]
 infer: install  ## use a run on new scans, or on its test images  [RUN= INPUT=]
 	$(call run,$(trained) $(CONFIGS)/inference.yaml,$(INPUT:%=--input %) $(ARGS))
 
+release: install  ## write a run as one zip that MONAI's tools load  [BUNDLE= RUN= OUT=]
+	$(BIN)/tomokit release $(BUNDLE) --run runs/$(RUN) --out $(or $(OUT),$(notdir $(RUN)).zip) $(ARGS)
+
 report: install  ## print a run's measures  [RUN=]
 	$(BIN)/tomokit report runs/$(RUN)
 
@@ -131,7 +134,7 @@ bench: install  ## measure and print a table  [NAME= ONLY= FULL=1; hippocampus: 
 	$(BIN)/python benchmarks/$(NAME).py $(if $(ONLY),--only $(ONLY)) $(if $(FULL),--full) $(FOLD:%=--fold %) \
 	  $(MINUTES:%=--minutes %) $(SIZE:%=--size %) $(if $(filter command environment,$(origin RUN)),--run $(RUN)) $(ARGS)
 
-release: $(VENV)/.installed-dev  ## build the wheel and the source archive
+dist: $(VENV)/.installed-dev  ## build the wheel and the source archive
 	$(BIN)/python -m build --outdir dist
 
 clean:  ## remove what was built, not data or runs

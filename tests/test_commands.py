@@ -15,7 +15,7 @@ from tomokit.errors import TomokitError
 
 ROOT = Path(__file__).parents[1]
 TARGETS = "install demo plan search crossval test lint types train evaluate infer tensorboard".split()
-TARGETS += "check-bundles bench release clean".split()
+TARGETS += "check-bundles bench release dist clean".split()
 
 
 def invoke(*arguments: str):

@@ -221,6 +221,20 @@ def report(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> No
     print_run(run)
 
 
+@app.command()
+def release(
+    bundle: Annotated[str, typer.Argument(help="The name or folder of the bundle that the run was trained with.")],
+    run: Annotated[Path, typer.Option(help="The folder of a trained and evaluated run.")],
+    out: Annotated[Path, typer.Option(help="The zip; its name without .zip is the name of the folder in it.")],
+    exports: Annotated[bool, typer.Option(help="Also TorchScript and ONNX, where they compute the same.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a zip that is there.")] = False,
+) -> None:
+    """Write a trained run as one zip that MONAI's tools load: configs, weights, metadata, scores, licence, checksums."""
+    from tomokit.release import print_release, release_run
+
+    print_release(release_run(bundle, run, out, overwrite, exports))
+
+
 def main() -> None:
     """Run the command; a problem the user can mend is one text, not a traceback."""
     try:

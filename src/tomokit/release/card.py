@@ -86,8 +86,9 @@ def _usage(contents: Contents, run: FinishedRun) -> Iterator[str]:
     yield "## Use"
     yield f"With MONAI {contents.metadata['monai_version']} and tomokit {required['tomokit']}, where this folder lies:"
     yield f"```\n{RUN} {name}/configs/inference.json --bundle_root {name} --input scans/ --output_dir out/\n```"
-    lister = contents.configs["inference"]["dataset"]["data"]["_target_"]
-    yield f"`scans/`: {INPUTS.get(lister, 'what `dataset` in configs/inference.json lists.')}"
+    listed = contents.configs["inference"]["dataset"].get("data")
+    lister = listed.get("_target_") if isinstance(listed, Mapping) else None
+    yield f"`scans/`: {INPUTS.get(str(lister), 'what `dataset` in configs/inference.json lists.')}"
     result = RESULTS.get(str(run.metrics["task"]))
     yield f"Result: {result}." if result else ""
     if PLAIN in contents.configs:
@@ -114,8 +115,7 @@ def _tensor_rows(tensors: Mapping[str, Any]) -> Iterator[str]:
 def _scores(run: FinishedRun) -> Iterator[str]:
     """Yield the table of measures on the test cases."""
     yield "## Scores"
-    tested = run.environment["cases"]["test"]
-    yield f"On {tested} test cases, which nothing was chosen by ({run.metrics['checkpoint']});"
+    yield f"On {run.cases['test']} test cases, which nothing was chosen by ({run.metrics['checkpoint']});"
     yield "in brackets the 95 % interval of a bootstrap by patient.\n"
     yield "| of | measure | value | patients | cases |\n|---|---|---|---|---|"
     yield from _rows("all", run.metrics.get("summary", {}))
@@ -138,7 +138,7 @@ def _rows(of: str, block: Mapping[str, Any]) -> Iterator[str]:
 
 def _data(run: FinishedRun, data: TrainingData) -> Iterator[str]:
     """Yield what is told of the training data."""
-    cases = run.environment["cases"]
+    cases = run.cases
     yield "## Data"
     told = data.title or data.told
     yield f"{told[:1].upper()}{told[1:]}{f' ({data.home})' if data.home else ''}."

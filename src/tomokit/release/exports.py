@@ -211,13 +211,12 @@ def _kept_if_equal(example: Example, path: Path, write: Callable[[], Callable[..
     try:
         with torch.no_grad():
             found = write()(*example.inputs.values())
-            expected = example.network(*example.inputs.values())
+            difference = _difference(found, example.network(*example.inputs.values()))
     except Exception as error:  # exporters raise all kinds of them; what the user needs is told in the reason
         path.unlink(missing_ok=True)
         cause = error.__cause__ or error
         told = " ".join([type(cause).__name__, *str(cause).strip().splitlines()[:1]])
         return Export(path.name, None, f"the network can't be exported: {told[:SHOWN]}")
-    difference = _difference(found, expected)
     if not difference <= TOLERANCE:
         path.unlink()
         return Export(path.name, None, f"its logits differ from the network's by {difference:.1g} of the largest")

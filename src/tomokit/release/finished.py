@@ -26,9 +26,10 @@ class FinishedRun(NamedTuple):
         train: its config, as merged and run.
         weights: the file of the weights that were scored.
         metrics: their measures on the test cases.
-        environment: versions, hardware, numbers of cases.
+        environment: versions, hardware, what it was made of.
         validation: what training measured; empty for an ensemble, which was joined and not trained.
         metadata: the run's own.
+        cases: how many it was trained, validated and tested on.
         names: of its cases and patients.
     """
 
@@ -39,6 +40,7 @@ class FinishedRun(NamedTuple):
     environment: dict[str, Any]
     validation: dict[str, Any]
     metadata: dict[str, Any]
+    cases: dict[str, int]
     names: frozenset[str]
 
 
@@ -63,7 +65,10 @@ def read_run(folder: Path) -> FinishedRun:
     metrics = read_json(path)
     weights = _scored_weights(folder, str(metrics.get("checkpoint")))
     metadata = read_json(folder / "configs" / "metadata.json")
-    return FinishedRun(folder, train, weights, metrics, environment, validation, metadata, _names(folder, train))
+    lists = train.get("cases", {})
+    cases = {part: len(lists.get(part, [])) for part in PARTS}
+    names = _names(folder, train)
+    return FinishedRun(folder, train, weights, metrics, environment, validation, metadata, cases, names)
 
 
 def _check_trained(folder: Path, train: Mapping[str, Any], validation: Mapping[str, Any]) -> None:

@@ -49,7 +49,7 @@ class Release(NamedTuple):
 
 
 def release_run(
-    bundle: str | Path, run: str | Path, out: str | Path, force: bool = False, exports: bool = True
+    bundle: str | Path, run: str | Path, out: str | Path, overwrite: bool = False, exports: bool = True
 ) -> Release:
     """Return the release of a trained and scored run as one zip, in the layout of MONAI's Model Zoo.
 
@@ -59,7 +59,7 @@ def release_run(
         bundle: the name or folder of the bundle that the run was trained with.
         run: the run's folder.
         out: the zip; its name without `.zip` is that of the bundle's folder in it.
-        force: replace a zip that is there.
+        overwrite: replace a zip that is there.
         exports: also try TorchScript and ONNX, each of which is kept where it computes what the network does.
 
     Raises:
@@ -67,7 +67,7 @@ def release_run(
             or a file would tell of the training data or of this machine.
     """
     out, folder = Path(out), find_bundle(bundle)
-    name = _check_out(out, force)
+    name = _check_out(out, overwrite)
     finished = read_run(Path(run))
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary) / name
@@ -96,7 +96,7 @@ def print_release(release: Release) -> None:
     )
 
 
-def _check_out(out: Path, force: bool) -> str:
+def _check_out(out: Path, overwrite: bool) -> str:
     """Return the name of a release.
 
     Raises:
@@ -106,8 +106,8 @@ def _check_out(out: Path, force: bool) -> str:
         raise TomokitError(
             f"--out must end in .zip, behind the name of the folder in it, of letters, digits, _, - and .; got {out}"
         )
-    if out.exists() and not force:
-        raise TomokitError(f"{out} is there already; give another --out, or --force to replace it")
+    if out.exists() and not overwrite:
+        raise TomokitError(f"{out} is there already; give another --out, or --overwrite to replace it")
     return out.stem
 
 

@@ -28,6 +28,7 @@ TASKS = {
     "regression": "Prediction of {labels} from {modality}",
     "pairs": "Comparison of two scans of one patient, {modality}",
 }
+DEFAULTS = {"version": "0.1.0", "license": "Apache-2.0", "intended_use": "Research; not a medical device"}
 SCORES = ("summary", "per_class", "slices")
 VERSIONS = {"monai_version": "monai", "pytorch_version": "torch", "numpy_version": "numpy"}
 PLACES = ("first", "second")  # of the two scans of a pair
@@ -42,14 +43,12 @@ class Facts(NamedTuple):
         network: its class.
         parameters: how many numbers it learned.
         training: how it came to them.
-        labels: the names of its structures, classes or values.
     """
 
     task: str
     network: str
     parameters: int
     training: str
-    labels: list[str]
 
 
 def find_facts(run: FinishedRun, inference: Config, network: nn.Module) -> Facts:
@@ -61,7 +60,7 @@ def find_facts(run: FinishedRun, inference: Config, network: nn.Module) -> Facts
     kind = TASKS.get(str(task), "Prediction of {labels} from {modality}")
     sentence = kind.format(labels=_listed(labels), modality=" and ".join(modality) or "images")
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return Facts(sentence, _network_name(inference["network_def"]), parameters, _training(run), labels)
+    return Facts(sentence, _network_name(inference["network_def"]), parameters, _training(run))
 
 
 def describe_release(run: FinishedRun, bundle: Path, name: str, facts: Facts, data: TrainingData) -> dict[str, Any]:
@@ -71,7 +70,7 @@ def describe_release(run: FinishedRun, bundle: Path, name: str, facts: Facts, da
     the user's own; numbers, channels, scores and versions are the run's.
     """
     own = _own_words(bundle)
-    content = {key: value for key, value in run.metadata.items() if key != "changelog"} | own
+    content = DEFAULTS | {key: value for key, value in run.metadata.items() if key != "changelog"} | own
     version = str(content["version"])
     changelog = {key: text for key, text in own.get("changelog", {}).items() if PLANNED not in text}
     sentence = f"{facts.network}, {facts.training}, on {data.told}"
@@ -143,7 +142,7 @@ def _network_name(definition: Mapping[str, Any]) -> str:
 
 def _training(run: FinishedRun) -> str:
     """Return how a run came to its weights."""
-    cases = run.environment["cases"]["training"]
+    cases = run.cases["training"]
     if members := run.environment.get("members"):
         return f"an ensemble of {len(members)} networks"
     epochs = run.validation.get("epochs")
@@ -154,11 +153,9 @@ def _training(run: FinishedRun) -> str:
 
 def _required(content: Mapping[str, Any], run: FinishedRun) -> dict[str, str]:
     """Return the versions of the packages that it needs: of the run, but tomokit's, which made these configs."""
-    used = run.environment["versions"]
-    names = dict.fromkeys(["tomokit", *content.get("required_packages_version", {})])
-    return {
-        name: _public(packages.version(name) if name == "tomokit" or name not in used else used[name]) for name in names
-    }
+    given = content.get("required_packages_version", {}) | run.environment["versions"]
+    names = ["tomokit", *content.get("required_packages_version", {})]
+    return {name: _public(given[name]) for name in names} | {"tomokit": packages.version("tomokit")}
 
 
 def _public(version: str) -> str:

@@ -16,6 +16,8 @@ PADDED = "tomokit.networks.PaddedNetwork"
 SLABS = "tomokit.inference.SlabInferer"
 PREFIX = "network."
 OWN = ("monai", "torch", "numpy")
+READER = {"_target_": "tomokit.reading.ScanReader"}  # of NIfTI, and others
+SPACING = "tomokit.spacing.SeparableSpacingd"  # gives what MONAI's does
 NAMES = re.compile(r"\btomokit\b")
 
 
@@ -47,7 +49,7 @@ def find_obstacle(inference: Config) -> str:
         return "its network tells regions, from which tomokit paints the label map"
     if len(inference.get("modality", [])) > 1:
         return "a case has several files, which MONAI does not find in a folder"
-    foreign = list(dict.fromkeys(_foreign(closure(inference, ["network_def", "preprocessing"]))))
+    foreign = list(dict.fromkeys(_foreign(_with_monais_parts(closure(inference, ["network_def", "preprocessing"])))))
     return f"it is made with {', '.join(foreign)}, not with MONAI's own parts" if foreign else ""
 
 
@@ -57,7 +59,7 @@ def plain_config(inference: Config) -> Config:
     Logits are brought to the source's grid by MONAI's `Invertd`, where the largest one wins, as tomokit does it.
     """
     pred = {"keys": "pred"}
-    parts = closure(inference, ["network_def", "preprocessing", "patch_size", "overlap"])
+    parts = _with_monais_parts(closure(inference, ["network_def", "preprocessing", "patch_size", "overlap"]))
     return {
         "imports": ["$import glob"],
         "bundle_root": ".",
@@ -102,6 +104,17 @@ def plain_config(inference: Config) -> Config:
         },
         "run": ["$@evaluator.run()"],
     }
+
+
+def _with_monais_parts(config: Config) -> Config:
+    """Return a config in which MONAI's reader and resampling stand for ours, which do the same with NIfTI."""
+    config = copy_tree(config)
+    for _, value in walk(config):
+        if is_component(value) and value["_target_"] == SPACING:
+            value["_target_"] = "Spacingd"
+        if is_component(value) and value.get("reader") == READER:
+            value["reader"] = "NibabelReader"
+    return config
 
 
 def list_differences(inference: Config, steps: Mapping[int, Step]) -> list[str]:
