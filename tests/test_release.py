@@ -146,7 +146,8 @@ def test_monai_alone_gives_the_networks_labels(unpacked, plain_run, tmp_path):
     follow("segmentation", run, "inference", run_dir=str(run), **{"inferer::body_crop": False})
     ours, theirs = labels_in(run / "inference"), labels_in(unpacked.parent / "out")
     assert ours.keys() == theirs.keys() and len(ours) == 2
-    assert all((ours[case] == theirs[case]).mean() > 0.98 for case in ours)  # windows lie elsewhere
+    shares = [float((ours[case] == theirs[case]).mean()) for case in ours]  # windows lie elsewhere
+    assert min(shares) > 0.98, shares
 
 
 def test_monai_label_and_deploy_get_the_same_labels_from_the_parts(unpacked, plain_run):

@@ -229,7 +229,7 @@ def release(
     exports: Annotated[bool, typer.Option(help="Also TorchScript and ONNX, where they compute the same.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a zip that is there.")] = False,
 ) -> None:
-    """Write a trained run as one zip that MONAI's tools load: configs, weights, metadata, scores, licence, checksums."""
+    """Write a trained run as one zip that MONAI's tools load, with its scores, licence and checksums."""
     from tomokit.release import print_release, release_run
 
     print_release(release_run(bundle, run, out, overwrite, exports))
