@@ -8,8 +8,9 @@ on the public CT and phantoms, serves every system. Each reads a file and writes
 which is ended when it holds more than 20 GB; repeats run in turn. nnU-Net runs where `nnunetv2` is installed, or in
 another environment that has it beside tomokit (ARGS="--nnunet …/bin/python").
 
-What is done is kept in runs/inference, process by process; a stopped benchmark goes on where it was. On a GPU: one
-repeat, and MINUTES=0.5 leaves time for everything else within ten minutes.
+What is done is kept in runs/inference, process by process; a stopped benchmark goes on where it was. To repeat one,
+delete its files in runs/inference/<device>/<data>/records. On a GPU: one repeat, and MINUTES=0.5 leaves time for
+everything else within ten minutes.
 """
 
 import argparse
