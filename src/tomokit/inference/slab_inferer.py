@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tomokit.errors import TomokitError
 from tomokit.geometry import spacing_from_affine
+from tomokit.inference.backends import BACKENDS, Backends, Sample
 from tomokit.inference.boxes import Box, find_body, grow, whole_box
 from tomokit.inference.grids import Axis, relate_grids, same_grid, stretches
 from tomokit.inference.heads import apply_head, find_head, without_head
@@ -102,6 +103,8 @@ class SlabInferer(Inferer):
             the labels are, from 0 to 1. After a call, the attribute `found_maps` has each, (1, X, Y, Z) uint8 in steps
             of 1/255 on the labels' grid. A volume at a time.
         dtype: the network's precision: `torch.bfloat16`, `torch.float16`, or `torch.float32`.
+        backend: what runs the network: "torch", "compile", "onnx", "openvino", or "auto", the fastest of them here on a
+            few of the first volume's windows. It must agree with PyTorch on these (`choose_backend`).
 
     Raises:
         TomokitError: when an option is none of these, or options exclude each other.
@@ -121,9 +124,10 @@ class SlabInferer(Inferer):
         regions: Mapping[str, Sequence[int]] | None = None,
         maps: Mapping[str, int | str] | None = None,
         dtype: torch.dtype = torch.float32,
+        backend: str = "torch",
     ) -> None:
         super().__init__()
-        _check_options(reduce, grid, interpolation)
+        _check_options(reduce, grid, interpolation, backend)
         self.roi_size = tuple(int(edge) for edge in roi_size)
         self.overlap = overlap
         self.mode = mode
@@ -138,6 +142,7 @@ class SlabInferer(Inferer):
         self.maps = dict(maps or {})
         self.found_maps: dict[str, Tensor] = {}
         self.dtype = dtype
+        self._backends = Backends(backend)
         self._probes: weakref.WeakKeyDictionary[nn.Module, Probe] = weakref.WeakKeyDictionary()
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -146,8 +151,8 @@ class SlabInferer(Inferer):
         Of a `MetaTensor` it is one too, with the affine of its grid.
 
         Raises:
-            TomokitError: when the source's grid is wanted of a plain tensor, grids are turned against each other, or
-                the memory does not suffice.
+            TomokitError: when the source's grid is wanted of a plain tensor, grids are turned against each other, the
+                memory does not suffice, or the backend is not installed, can't take the network, or does not agree.
         """
         if self.maps and len(inputs) > 1:
             raise TomokitError(f"`maps` are of one volume at a time, got {len(inputs)}: set `batch_size: 1`")
@@ -168,6 +173,7 @@ class SlabInferer(Inferer):
         image = (inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs)[number]
         if call.probe is None:
             call.look(image, self._probes)
+            call.set_up(image, self._backends)
         if self.reduce != "labels":
             return _placed(self._scores(image, call), inputs, _affine(inputs, number))
         return self._label_map(inputs, image, number, call)
@@ -334,6 +340,7 @@ class _Call:
         self.args = args
         self.kwargs = kwargs
         self.probe: Probe | None = None
+        self.run: Network = lambda windows: network(windows, *args, **kwargs)
 
     @property
     def known(self) -> Probe:
@@ -381,6 +388,20 @@ class _Call:
         kept = [size for size in sizes if not head or size != output.nbytes]  # without its head it makes no such output
         return Probe(classes, head, features, ACTIVATIONS * max(kept or [output.nbytes]))
 
+    def set_up(self, image: Tensor, backends: Backends) -> None:
+        """Let a backend run the network, if one is wanted; it is compared on windows of an image (C, X, Y[, Z])."""
+        if backends.name == "torch" or not backends.can_take(self.network, self.args, self.kwargs):
+            return
+        windows = _channels_last(_spread_windows(image, self.inferer.roi_size, self.inferer.batch))
+        with self._headless() as head, self._precision(windows):
+            sample = Sample(windows, head, bool(self.inferer.regions), self.inferer.dtype)
+            self.run = backends.get(self.network, sample) or self.run  # type: ignore[arg-type]
+
+    def _headless(self) -> Any:
+        """Return a context in which the network leaves out its last layer, which it gives; None where it has none."""
+        head = self.known.head
+        return without_head(self.network, head) if head else nullcontext()  # type: ignore[arg-type]
+
     def _precision(self, image: Tensor) -> Any:
         """Return the context in which the network is called."""
         dtype = self.inferer.dtype
@@ -398,8 +419,7 @@ class _Ready:
         self.call = call
         self.forth = [2 + order.index(axis) for axis in range(3)]
         self.back = [2 + axis for axis in order]
-        head = call.known.head
-        self.context = without_head(call.network, head) if head else nullcontext()  # type: ignore[arg-type]
+        self.context = call._headless()
 
     def __enter__(self) -> tuple[Network, nn.Module | None]:
         return self._features, self.context.__enter__()
@@ -416,7 +436,7 @@ class _Ready:
         total: Tensor | None = None
         with call._precision(image):
             for flip in call.inferer.flips:
-                found = call.network(image.flip(flip) if flip else image, *call.args, **call.kwargs)
+                found = call.run(image.flip(flip) if flip else image)
                 found = found.flip(flip) if flip else found
                 total = found if total is None else total + found
         assert total is not None
@@ -525,17 +545,29 @@ def _channels_last(image: Tensor) -> Tensor:
     return image.contiguous(memory_format=order)
 
 
+def _spread_windows(image: Tensor, size: Sequence[int], count: int) -> Tensor:
+    """Return windows (B, C, X, Y[, Z]) of an image (C, X, Y[, Z]), spread along its diagonal, away from its corners."""
+    pads = [(0, max(0, edge - length)) for edge, length in zip(size, image.shape[1:], strict=True)]
+    image = nn.functional.pad(image, list(itertools.chain.from_iterable(reversed(pads))))
+    windows = [image] * count
+    for axis, edge in enumerate(size, 1):
+        room = image.shape[axis] - edge
+        windows = [window.narrow(axis, room * (place + 1) // (count + 1), edge) for place, window in enumerate(windows)]
+    return torch.stack(windows)
+
+
 def _ordered(values: Sequence[Any], order: Sequence[int]) -> tuple[Any, ...]:
     """Return values in the order of the field's axes."""
     return tuple(values[axis] for axis in order)
 
 
-def _check_options(reduce: str, grid: str, interpolation: str) -> None:
+def _check_options(reduce: str, grid: str, interpolation: str, backend: str) -> None:
     """Refuse an option that is none."""
     for name, value, known in (
         ("reduce", reduce, REDUCE),
         ("grid", grid, GRIDS),
         ("interpolation", interpolation, INTERPOLATION),
+        ("backend", backend, BACKENDS),
     ):
         if value not in known:
             raise TomokitError(f"{name} must be one of {', '.join(known)}, got {value!r}")
