@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import os
 import statistics
 import sys
 import time
@@ -277,6 +278,9 @@ def _compiled(network: nn.Module, windows: Tensor, _dtype: torch.dtype) -> Run:
 
 def _onnx(network: nn.Module, windows: Tensor, _dtype: torch.dtype) -> Run:
     """Return the network in ONNX Runtime, in float32, window by window: a batch is no faster."""
+    os.environ.setdefault(
+        "ORT_DISABLE_TELEMETRY", "1"
+    )  # or its import reports its use, and names the machine in a file
     import onnxruntime
 
     with _exporting():
@@ -293,9 +297,10 @@ def _onnx(network: nn.Module, windows: Tensor, _dtype: torch.dtype) -> Run:
 def _openvino(network: nn.Module, windows: Tensor, dtype: torch.dtype) -> Run:
     """Return the network in OpenVINO, in a precision, window by window: a batch is no faster."""
     openvino = _import_openvino()
+    window = windows[:1].float()
     with _exporting():
-        program = torch.export.export(_ChannelsLast(network), (windows[:1].float(),))
-        model = openvino.convert_model(program)
+        program = torch.export.export(_ChannelsLast(network), (window,))
+        model = openvino.convert_model(program, input=[list(window.shape)])  # left open, sizes cost a minute and more
     settings = {
         "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],  # without it, bf16 wherever the CPU has it
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -347,12 +352,14 @@ def _import_openvino() -> Any:
 @contextmanager
 def _exporting() -> Iterator[None]:
     """Give the context for an export: float32, autocast's casts left out, and silent about torch's own parts."""
-    noisy = logging.getLogger("torch.onnx")
-    level = noisy.level
-    noisy.setLevel(logging.ERROR)
+    noisy = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
+    levels = [each.level for each in noisy]
+    for each in noisy:
+        each.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.autocast("cpu", enabled=False):
             warnings.simplefilter("ignore")
             yield
     finally:
-        noisy.setLevel(level)
+        for each, level in zip(noisy, levels, strict=True):
+            each.setLevel(level)
