@@ -14,7 +14,8 @@ from monai.data import list_data_collate
 from monai.inferers.utils import sliding_window_inference
 from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, Orientationd, Spacingd, SpatialPadd
 
-import tomokit.inference.slab_inferer as module
+import tomokit.inference.fields as module
+from tomokit.ensembles import Ensemble
 from tomokit.errors import TomokitError
 from tomokit.inference import SlabInferer
 from tomokit.inference.heads import find_head, without_head
@@ -212,9 +213,34 @@ class Scale(torch.nn.Module):
         return self.factor * logits
 
 
-@pytest.mark.parametrize("of", [3, -1, "variance"])
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_the_variance_is_that_of_the_members(sigmoid, smooth_network):
+    image = torch.randn(1, 1, 24, 20, 33, generator=torch.Generator().manual_seed(3))
+    ensemble = Ensemble(torch.nn.Sequential(smooth_network, Scale(8)), 3, sigmoid)
+    for number, member in enumerate(ensemble.members):
+        member[1].factor = 4.0 * number - 3
+    members = torch.stack([full_logits(image[..., :16, :16, :16], member, (16, 16, 16)) for member in ensemble.members])
+    chances = members.sigmoid() if sigmoid else members.softmax(2)
+    one = ensemble.with_variance(image[..., :16, :16, :16])
+    torch.testing.assert_close(one[:, 3], 4 * chances.var(0, correction=0).amax(1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(one[:, :3], ensemble(image[..., :16, :16, :16]))
+    truth = full_logits(image, ensemble.with_variance, (16, 16, 16))[0, 3]
+    regions = REGIONS if sigmoid else None
+    inferer = SlabInferer((16, 16, 16), regions=regions, maps={"spread": "variance", "one": 1})
+    labels = inferer(image, ensemble)
+    assert torch.equal(labels, SlabInferer((16, 16, 16), regions=regions)(image, ensemble))
+    assert 0.1 < truth.max() <= 1
+    assert (inferer.found_maps["spread"][0] / 255 - truth).abs().max() < 0.51 / 255
+
+
+def test_one_network_has_no_variance(smooth_network):
+    with pytest.raises(TomokitError, match="variance needs an ensemble of runs, got Conv3d; join runs"):
+        SlabInferer((16, 16, 16), maps={"spread": "variance"})(torch.zeros(1, 1, 16, 16, 16), smooth_network)
+
+
+@pytest.mark.parametrize("of", [3, -1, "spread"])
 def test_a_map_of_nothing_is_refused(of, smooth_network):
-    with pytest.raises(TomokitError, match=f"map wanted is of {of!r}, not of a channel from 0 to 2 or of 'entropy'"):
+    with pytest.raises(TomokitError, match=f"map wanted is of {of!r}, not of a channel from 0 to 2, 'entropy' or"):
         SlabInferer((16, 16, 16), maps={"wanted": of})(torch.zeros(1, 1, 16, 16, 16), smooth_network)
 
 
@@ -230,7 +256,7 @@ def test_strips_of_a_slab_change_nothing(small_unet, monkeypatch, write_volume):
     whole = SlabInferer((16, 16, 16), grid="source")(image, small_unet)
     needed = []
     monkeypatch.setattr(module, "free_memory", lambda: 11e6)
-    monkeypatch.setattr(module, "_slab_bytes", lambda *args: needed.append(args[2]) or args[2] * 2e5)
+    monkeypatch.setattr(module, "slab_bytes", lambda *args: needed.append(args[2]) or args[2] * 2e5)
     strips = SlabInferer((16, 16, 16), grid="source")(image, small_unet)
     assert needed[-1] < 0.6 * needed[0]  # several strips
     assert (strips == whole).float().mean() >= 0.9999
@@ -341,6 +367,8 @@ def test_a_layer_that_is_not_the_last_is_no_head():
         ({"grid": "world"}, "grid must be one of network, source, got 'world'"),
         ({"interpolation": "cubic"}, "interpolation must be one of linear, nearest, got 'cubic'"),
         ({"reduce": "logits", "grid": "source"}, "`reduce: logits` needs `grid: network`"),
+        ({"reduce": "logits", "maps": {"liver": 1}}, r"maps \(liver\) come beside labels.* got 'logits'"),
+        ({"backend": "onnx", "maps": {"spread": "variance"}}, "backend onnx gives no variance"),
     ],
 )
 def test_an_option_that_is_none_is_refused(options, told):

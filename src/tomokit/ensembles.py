@@ -63,8 +63,27 @@ class Ensemble(nn.Module):
             else:
                 logits = (member(image) if lengths is None else member(image, lengths)).float()
             total = total + (logits.sigmoid() if self.sigmoid else logits.softmax(1))
-        mean = (total / len(self.members)).clamp(min=self.smallest)
-        return torch.logit(mean, eps=1e-7) if self.sigmoid else mean.log()
+        return self.logits_of(total / len(self.members))
+
+    def logits_of(self, mean: Tensor) -> Tensor:
+        """Return the logits (B, C, …) of mean probabilities."""
+        return torch.logit(mean, eps=1e-7) if self.sigmoid else mean.clamp(min=self.smallest).log()
+
+    @torch.jit.unused
+    def with_variance(self, image: Tensor) -> Tensor:
+        """Return the logits (B, C, …) and, as one more channel, how far the members disagree, from 0 to 1.
+
+        It is the variance of a class's (or region's) probability among the members, that of the class where it is
+        largest, times 4: 1 where half of the members are sure of a class and the others are sure that it is not.
+        """
+        total = squares = torch.zeros(1, device=image.device)
+        for member in self.members:
+            logits = member(image).float()
+            chances = logits.sigmoid() if self.sigmoid else logits.softmax(1)
+            total, squares = total + chances, squares + chances**2
+        mean = total / len(self.members)
+        variance = (squares / len(self.members) - mean**2).amax(1, keepdim=True).clamp(min=0)
+        return torch.cat([self.logits_of(mean), 4 * variance], 1)
 
 
 def join_runs(runs: str | Path | Sequence[str | Path], run_dir: str | Path, checkpoint: str = "best") -> Path:

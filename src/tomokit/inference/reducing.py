@@ -10,7 +10,7 @@ from torch import Tensor
 from tomokit.inference.grids import Stretch
 
 EDGE = 16  # cells of a block along each axis
-ENTROPY = "entropy"
+ENTROPY, VARIANCE = "entropy", "variance"
 NEGLIGIBLE = 16.0  # logits below the largest: a probability of 1e-7, which no map of steps of 1/255 shows
 
 
@@ -23,7 +23,7 @@ class Map(NamedTuple):
     """A map on the source's grid, beside the labels.
 
     Attributes:
-        of: the channel whose probability it shows, or "entropy".
+        of: the channel whose probability it shows, "entropy", or "variance".
         out: (X, Y, Z) uint8, in steps of 1/255.
     """
 
@@ -43,7 +43,7 @@ class BlockReducer:
             ones over earlier ones; else the label of the largest logit wins.
         order: of each axis of the source, the axis of the network's grid that lies along it.
         out: the label map on the source's grid, (X, Y, Z), filled with background.
-        maps: what else is written, filled with 0.
+        maps: what else is written, filled with 0. Where one is of the variance, that is the channel behind the logits.
     """
 
     def __init__(
@@ -54,17 +54,18 @@ class BlockReducer:
         self.order = list(order)
         self.out = out
         self.maps = maps
+        self.spread = any(wanted.of == VARIANCE for wanted in maps)
 
     def reduce_bar(self, logits: Tensor, across: Sequence[Stretch], along: Sequence[Stretch], first: int) -> None:
         """Write the labels of a bar: one stretch along the first axes, several along the last.
 
         Args:
-            logits: (K, nodes, nodes, length), of the last axis from node `first` on.
+            logits: (K, nodes, nodes, length), of the last axis from node `first` on; the variance behind them.
             across: the stretch of each axis but the last.
             along: the stretches of the last axis.
             first: the first node of the last axis in `logits`.
         """
-        low, high = _extremes(logits, along, first)
+        low, high = _extremes(logits[: len(self.values)], along, first)
         for number, stretch in enumerate(along):
             voxels = tuple(slice(*part.voxels) for part in (*across, stretch))
             place = tuple(voxels[axis] for axis in self.order)
@@ -74,11 +75,13 @@ class BlockReducer:
                     self.out[place].fill_(kept)
                 continue
             start, stop = (node - first for node in stretch.nodes)
-            block = interpolate(logits[kept][..., start:stop], (*across, stretch))
+            wanted = torch.cat([kept, torch.tensor([len(self.values)])]) if self.spread else kept
+            block = interpolate(logits[wanted][..., start:stop], (*across, stretch))
+            block, variance = block[: len(kept)], block[-1]
             self.out[place].copy_(self._labels(block, kept).permute(self.order))
-            for wanted in self.maps:
-                found = self._chances(block, kept, wanted.of) * 255
-                wanted.out[place].copy_(found.round_().permute(self.order))
+            for each in self.maps:
+                found = variance if each.of == VARIANCE else self._chances(block, kept, each.of)
+                each.out[place].copy_((found * 255).round_().permute(self.order))
 
     def _candidates(self, low: Tensor, high: Tensor) -> Tensor | int:
         """Return the channels that can win in a block, or the label that has surely won.

@@ -1,0 +1,103 @@
+"""The part of a volume that is looked at, as slabs and strips of it that fit into the memory."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tomokit.errors import TomokitError
+from tomokit.inference.boxes import Box
+from tomokit.inference.calling import Probe
+from tomokit.inference.grids import Axis
+from tomokit.inference.reducing import EDGE
+from tomokit.inference.windows import Windows, place_windows
+from tomokit.memory import free_memory
+
+SHARE = 0.7  # of the free memory that may be planned for
+
+
+class Field(NamedTuple):
+    """A volume's part that is looked at, with the slab's axis first.
+
+    Attributes:
+        image: (C, first, second, third), padded to the window where it is smaller.
+        nodes: of each axis, the first and the last voxel that is no padding, in `image`.
+        places: of each axis, where the wanted grid's voxels lie, in voxels of `image`.
+        order: the network's axis that each axis of `image` is.
+        windows: where the windows lie in `image`.
+    """
+
+    image: Tensor
+    nodes: tuple[tuple[int, int], ...]
+    places: tuple[NDArray[np.float64], ...]
+    order: tuple[int, ...]
+    windows: Windows
+
+
+def make_field(image: Tensor, box: Box, axes: Sequence[Axis], size: Sequence[int], overlap: float, mode: str) -> Field:
+    """Return the part of a volume (C, X, Y[, Z]) in a box, the slab's axis first; an image gets an axis of one."""
+    places = [axis.places for axis in axes]
+    image = image[(slice(None), *(slice(*part) for part in box))]
+    if image.ndim == 3:
+        image, size, places = image[..., None], (*size, 1), [*places, np.zeros(1)]
+        box = (*box, (0, 1))
+    short = [max(0, edge - length) for edge, length in zip(size, image.shape[1:], strict=True)]
+    pads = [(lack // 2, lack - lack // 2) for lack in short]
+    nodes = [(before, before + high - low - 1) for (before, _), (low, high) in zip(pads, box, strict=True)]
+    moved = [place - low + before for place, (low, _), (before, _) in zip(places, box, pads, strict=True)]
+    image = nn.functional.pad(image, list(itertools.chain.from_iterable(reversed(pads)))) if any(short) else image
+    lengths = image.shape[1:]
+    first = min(range(3), key=lambda axis: size[axis] / lengths[axis])  # the slab takes least memory along it
+    order = (first, *(axis for axis in range(3) if axis != first))
+    windows = place_windows([lengths[axis] for axis in order], [size[axis] for axis in order], overlap, mode)
+    return Field(
+        image.permute(0, *(1 + axis for axis in order)), _ordered(nodes, order), _ordered(moved, order), order, windows
+    )
+
+
+def _ordered(values: Sequence[Any], order: Sequence[int]) -> tuple[Any, ...]:
+    """Return values in the order of the field's axes."""
+    return tuple(values[axis] for axis in order)
+
+
+def cut_strips(field: Field, probe: Probe, batch: int) -> list[tuple[int, int]]:
+    """Return the strips, first and last node along the second axis, whose slabs fit into the free memory.
+
+    Args:
+        field: what is cut.
+        probe: what is known of the network.
+        batch: windows that it gets at once.
+
+    Raises:
+        TomokitError: when not even the narrowest strip fits.
+    """
+    low, high = field.nodes[1]
+    free = SHARE * (free_memory() if field.image.device.type == "cpu" else torch.cuda.mem_get_info()[0])
+    count = 1
+    while slab_bytes(field, probe, math.ceil((high - low) / count)) + probe.activations * batch > free:
+        count *= 2
+        if (high - low) / count < EDGE:
+            raise TomokitError(too_little([field.windows.size[field.order.index(axis)] for axis in range(3)]))
+    edges = [low + (high - low) * number // count for number in range(count + 1)]
+    return list(itertools.pairwise(edges))
+
+
+def slab_bytes(field: Field, probe: Probe, second: int) -> int:
+    """Return the bytes of a slab whose second axis has so many cells, with its bars' logits."""
+    depth, third = field.windows.size[0] + 1, field.image.shape[3]
+    bars = (2 * probe.features + 3 * probe.classes) * (EDGE + 1) ** 2 * third
+    return 4 * (probe.features * depth * (second + 1) * third + bars)
+
+
+def too_little(size: Sequence[int]) -> str:
+    """Return what to do where the memory does not suffice for windows of that size."""
+    window = "×".join(map(str, size))
+    return (
+        f"the free memory ({free_memory() / 1e9:.2g} GB) does not suffice for windows of {window}; close other "
+        "programs, raise the limit, or take a smaller `patch_size`"
+    )
