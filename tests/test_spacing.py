@@ -77,6 +77,23 @@ def test_the_world_stays_where_it_is(write_volume):
     assert np.abs(ours.numpy()[0] - inside)[1:-2, 1:-2, 1:-2].max() < 1e-3
 
 
+def test_a_tilted_gantry_is_refused_with_the_files_name():
+    affine = np.diag([1.0, 1.0, 3.0, 1.0])
+    affine[1, 2] = 0.3
+    image = volume((30, 26, 22), affine)
+    image.meta["filename_or_obj"] = "scan.nii.gz"
+    with pytest.raises(TomokitError, match=r"scan.nii.gz: its axes are not at right angles.*resample it upright"):
+        SeparableSpacingd("image", (1.0, 1.0, 2.0))({"image": image})
+
+
+def test_rounded_directions_are_no_tilt():
+    affine = oblique_affine("RAS", (30, 26, 22)).round(4)
+    image = volume((30, 26, 22), affine)
+    monai = Spacingd("image", (1.3, 0.9, 2.0), mode="bilinear")({"image": image})["image"]
+    ours = SeparableSpacingd("image", (1.3, 0.9, 2.0))({"image": image})["image"]
+    torch.testing.assert_close(ours.as_tensor(), monai.as_tensor(), atol=0.02, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [({"pixdim": (1.0, 0.0, 2.0)}, r"positive numbers in mm, got \(1.0, 0.0, 2.0\)"), ({"mode": "cubic"}, "'cubic'")],

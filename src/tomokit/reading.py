@@ -10,6 +10,7 @@ from monai.utils import MetaKeys, SpaceKeys
 
 from tomokit.dicom import find_series, read_series
 from tomokit.errors import TomokitError
+from tomokit.geometry import grid_difference
 from tomokit.volumes import Volume, read_volume
 
 FEWEST_SLICES = 3  # of a series beside others: localizers have 1 or 2
@@ -25,17 +26,27 @@ class ScanReader(ImageReader):
         """Return that any file may be tried: what can't be read is told when it is."""
         return True
 
-    def read(self, data: Any, **kwargs: Any) -> list[Volume]:
-        """Return the volumes of a path, or of several, the channels of one case.
+    def read(self, data: Any, **kwargs: Any) -> list[Volume] | Exception:
+        """Return the volumes of a path, or of several, the channels of one case; or what keeps them from being read.
 
-        Raises:
-            TomokitError: when one can't be read, or is a folder without exactly one DICOM series.
+        MONAI passes over an error of this method and tries its other readers, which take more than is right: two DICOM
+        series as one, channels of two grids. So the error is raised by `get_data`.
         """
         paths = [data] if isinstance(data, str | Path) else list(data)
-        return [read_scan(path) for path in paths]
+        try:
+            return _on_one_grid(paths, [read_scan(path) for path in paths])
+        except Exception as error:
+            return error
 
-    def get_data(self, img: Sequence[Volume]) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return the voxels, of several volumes as the first axis, and the first one's grid."""
+    def get_data(self, img: Sequence[Volume] | Exception) -> tuple[np.ndarray, dict[str, Any]]:
+        """Return the voxels, of several volumes as the first axis, and the first one's grid.
+
+        Raises:
+            TomokitError: when a path could not be read, is a folder without exactly one DICOM series, or several lie on
+                two grids.
+        """
+        if isinstance(img, Exception):
+            raise img
         first = img[0]
         several, channels = len(img) > 1, first.array.ndim == 4
         array = np.stack([volume.array for volume in img]) if several else first.array
@@ -48,6 +59,20 @@ class ScanReader(ImageReader):
             MetaKeys.ORIGINAL_CHANNEL_DIM: place,
         }
         return array, {str(key.value): value for key, value in meta.items()}
+
+
+def _on_one_grid(paths: Sequence[str | Path], volumes: list[Volume]) -> list[Volume]:
+    """Return the channels of one case when they lie on one grid.
+
+    Raises:
+        TomokitError: when they don't.
+    """
+    first = volumes[0]
+    for path, volume in zip(paths[1:], volumes[1:], strict=True):
+        grids = (first.affine, first.array.shape[:3], volume.affine, volume.array.shape[:3])
+        if difference := grid_difference(*grids):
+            raise TomokitError(f"{paths[0]} and {path} lie on two grids: {difference}; bring them to one first")
+    return volumes
 
 
 def read_scan(path: str | Path) -> Volume:

@@ -16,13 +16,15 @@ from torch import Tensor
 from tomokit.errors import TomokitError
 
 MODES = ("bilinear", "nearest")
+MOST_LEAN = 0.1  # voxels that one grid's whole length may lean along another axis of the other
 
 
 class SeparableSpacingd(MapTransform, InvertibleTransform):
     """Resamples volumes to a spacing, along one axis after the other, in float32.
 
     The grid and its affine are those of MONAI's `Spacingd`, the values too, to rounding: a change of spacing is
-    separable. `Spacingd` computes a place in float64 for every voxel, which takes 24 bytes each and most of the time.
+    separable, where the axes are at right angles. `Spacingd` computes a place in float64 for every voxel, which takes
+    24 bytes each and most of the time.
 
     Args:
         keys: the keys of the volumes (C, X, Y[, Z]), `MetaTensor`s.
@@ -51,7 +53,11 @@ class SeparableSpacingd(MapTransform, InvertibleTransform):
                 raise TomokitError(f"mode must be one of {', '.join(MODES)}, got {name!r}")
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return `data` with each volume resampled, float32."""
+        """Return `data` with each volume resampled, float32.
+
+        Raises:
+            TomokitError: when a volume's axes are not at right angles, as behind a tilted gantry.
+        """
         result = dict(data)
         for key, mode in self.key_iterator(result, self.mode):
             image = result[key]
@@ -83,10 +89,19 @@ def resample(image: MetaTensor, affine: ArrayLike, shape: Sequence[int], mode: s
         affine: of the wanted grid, voxel to world.
         shape: of the wanted grid.
         mode: "bilinear" or "nearest".
+
+    Raises:
+        TomokitError: when the axes are not the same.
     """
     dims = image.ndim - 1
     own = to_affine_nd(dims, np.asarray(image.affine, float))
     places = np.linalg.solve(own, to_affine_nd(dims, np.asarray(affine, float)))
+    lean = np.abs(places[:dims, :dims] - np.diag(np.diag(places)[:dims])) * np.asarray(shape)
+    if lean.max() > MOST_LEAN:
+        raise TomokitError(
+            f"{image.meta.get('filename_or_obj', 'the volume')}: its axes are not at right angles (they lean by up to "
+            f"{lean.max():.3g} voxels, as behind a tilted gantry); resample it upright first"
+        )
     values: Tensor = image.as_tensor().float()
     # the axes that shrink most come first: less is left for the others
     for axis in sorted(range(dims), key=lambda axis: shape[axis] / image.shape[1 + axis]):
@@ -95,7 +110,7 @@ def resample(image: MetaTensor, affine: ArrayLike, shape: Sequence[int], mode: s
     meta = {key: value for key, value in image.meta.items() if key != "affine"}
     return MetaTensor(
         values,
-        affine=torch.as_tensor(np.asarray(affine, float)),
+        affine=torch.as_tensor(to_affine_nd(len(image.affine) - 1, np.asarray(affine, float))),
         meta=meta,
         applied_operations=list(image.applied_operations),
     )

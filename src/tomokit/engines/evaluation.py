@@ -139,6 +139,7 @@ def attach_segmentation_scores(
                 rows.append({"case": item["case"], "patient": item["patient"], **row})
 
     def finish(_: Engine) -> None:
+        finish_writing()
         measures: dict[str, Any] = {"task": "segmentation", "checkpoint": tell_checkpoint(run_dir, checkpoint)}
         measures |= {"seconds": time.perf_counter() - began, **summarise_segmentation(rows)}
         _write(run_dir, rows, measures)

@@ -8,6 +8,7 @@ from torch import Tensor
 MOST_SAMPLES = 96  # voxels along an axis that are looked at: the box is found to that fraction of an edge
 LEVEL = 0.1  # of the way from the darkest to the brightest: air, a scanner's noise in it too, is below
 LEAST_SHARE = 0.002  # of a slice's voxels that are body, for the slice to hold some of it
+LIMITS = (0.01, 0.99)  # quantiles that count as the darkest and the brightest
 MARGIN_MM = 20.0
 Box = tuple[tuple[int, int], ...]  # of each axis: the first voxel, and one behind the last
 
@@ -30,11 +31,12 @@ def find_body(image: Tensor, spacing: Sequence[float]) -> Box:
     shape = image.shape[1:]
     steps = [max(1, length // MOST_SAMPLES) for length in shape]
     samples = image[(slice(None), *(slice(None, None, step) for step in steps))].float()
-    limits = torch.stack([torch.quantile(channel.flatten()[:: _thin(channel)], LIMITS) for channel in samples])
+    ends = torch.tensor(LIMITS, device=samples.device)
+    limits = torch.stack([torch.quantile(channel.flatten()[:: _thin(channel)], ends) for channel in samples])
     level = limits[:, 0] + LEVEL * (limits[:, 1] - limits[:, 0])
     body = (samples > level.view(-1, *[1] * len(shape))).any(0).cpu()
     box = []
-    for axis, (length, step, edge) in enumerate(zip(shape, steps, spacing, strict=True)):
+    for axis, (length, step, edge) in enumerate(zip(shape, steps, spacing[: len(shape)], strict=True)):
         others = [other for other in range(body.ndim) if other != axis]
         held = torch.nonzero(body.float().mean(others) > LEAST_SHARE)[:, 0]
         if not len(held):
@@ -45,26 +47,34 @@ def find_body(image: Tensor, spacing: Sequence[float]) -> Box:
     return tuple(box)
 
 
-LIMITS = torch.tensor([0.01, 0.99])
-
-
 def _thin(channel: Tensor) -> int:
     """Return the step that leaves at most a million samples: `torch.quantile` takes no more than 16 million."""
     return max(1, channel.numel() // 1_000_000)
 
 
-def grow(box: Box, labels: Tensor, shape: Sequence[int], spacing: Sequence[float]) -> Box:
-    """Return a box grown by the margin at each face that a label touches inside the volume, else the same box.
+def widen(box: Box, size: Sequence[int], shape: Sequence[int]) -> Box:
+    """Return a box that holds a window of that size, as far as the volume does: what is around it is real, not 0."""
+    wide = []
+    for (low, high), edge, length in zip(box, size, shape, strict=True):
+        count = max(high - low, min(edge, length))
+        first = min(max(0, low - (count - (high - low)) // 2), length - count)
+        wide.append((first, first + count))
+    return tuple(wide)
+
+
+def grow(box: Box, labels: Tensor, shape: Sequence[int], spacing: Sequence[float], margin_mm: float) -> Box:
+    """Return a box grown by a margin at each face that a label touches inside the volume, else the same box.
 
     Args:
         box: in voxels of the network's grid.
         labels: what was found in the box, on its grid, background 0.
         shape: of the whole volume.
         spacing: of the voxels in mm.
+        margin_mm: how far it grows.
     """
     grown = []
     for axis, ((low, high), length) in enumerate(zip(box, shape, strict=True)):
-        margin = round(MARGIN_MM / spacing[axis])
+        margin = max(1, round(margin_mm / spacing[axis]))
         below = margin if labels.select(axis, 0).any() else 0
         above = margin if labels.select(axis, -1).any() else 0
         grown.append((max(0, low - below), min(length, high + above)))

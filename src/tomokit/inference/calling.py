@@ -109,13 +109,15 @@ class NetworkCall:
         network = self.network
         simple = isinstance(network, nn.Module) and not isinstance(network, torch.jit.ScriptModule)
         hooks = [module.register_forward_hook(measure) for module in network.modules()] if simple else []  # type: ignore[attr-defined]
-        with self._precision(window):
-            if simple:
-                output, head = find_head(network, channels_last(window), *self.args, **self.kwargs)  # type: ignore[arg-type]
-            else:
-                output, head = network(window, *self.args, **self.kwargs), ""
-        for hook in hooks:
-            hook.remove()
+        try:
+            with self._precision(window):
+                if simple:
+                    output, head = find_head(network, channels_last(window), *self.args, **self.kwargs)  # type: ignore[arg-type]
+                else:
+                    output, head = network(window, *self.args, **self.kwargs), ""
+        finally:
+            for hook in hooks:
+                hook.remove()
         if not isinstance(output, Tensor) or output.shape[2:] != window.shape[2:]:
             told = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise TomokitError(f"the network must give logits on its window's grid, {tuple(window.shape)}; got {told}")

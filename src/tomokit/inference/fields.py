@@ -77,14 +77,23 @@ def cut_strips(field: Field, probe: Probe, batch: int) -> list[tuple[int, int]]:
         TomokitError: when not even the narrowest strip fits.
     """
     low, high = field.nodes[1]
-    free = SHARE * (free_memory() if field.image.device.type == "cpu" else torch.cuda.mem_get_info()[0])
+    free = SHARE * _free_on(field.image.device)
     count = 1
     while slab_bytes(field, probe, math.ceil((high - low) / count)) + probe.activations * batch > free:
         count *= 2
         if (high - low) / count < EDGE:
-            raise TomokitError(too_little([field.windows.size[field.order.index(axis)] for axis in range(3)]))
+            size = [field.windows.size[field.order.index(axis)] for axis in range(3)]
+            raise TomokitError(too_little(size, field.image.device))
     edges = [low + (high - low) * number // count for number in range(count + 1)]
     return list(itertools.pairwise(edges))
+
+
+def _free_on(device: torch.device) -> int:
+    """Return the bytes that are free on a device; what torch keeps for itself on a GPU is free too."""
+    if device.type == "cpu":
+        return free_memory()
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + kept
 
 
 def slab_bytes(field: Field, probe: Probe, second: int) -> int:
@@ -94,10 +103,10 @@ def slab_bytes(field: Field, probe: Probe, second: int) -> int:
     return 4 * (probe.features * depth * (second + 1) * third + bars)
 
 
-def too_little(size: Sequence[int]) -> str:
-    """Return what to do where the memory does not suffice for windows of that size."""
+def too_little(size: Sequence[int], device: torch.device) -> str:
+    """Return what to do where a device's memory does not suffice for windows of that size."""
     window = "×".join(map(str, size))
     return (
-        f"the free memory ({free_memory() / 1e9:.2g} GB) does not suffice for windows of {window}; close other "
+        f"the free memory ({_free_on(device) / 1e9:.2g} GB) does not suffice for windows of {window}; close other "
         "programs, raise the limit, or take a smaller `patch_size`"
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tomokit.errors import TomokitError
 
-MOST_TILT = 1e-3  # voxels of the network's grid that the source's whole length may lean along another axis
+MOST_TILT = 0.1  # voxels of the network's grid that the source's whole length may lean along another axis
 CLOSE = 1e-4  # voxels: what affines in float32 miss a voxel's centre by
 
 

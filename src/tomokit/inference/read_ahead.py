@@ -1,10 +1,12 @@
 """Batches read ahead in a thread."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from monai.data import DataLoader
+
+from tomokit.errors import TomokitError
 
 
 class ReadAhead(DataLoader):
@@ -14,10 +16,22 @@ class ReadAhead(DataLoader):
     """
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the batches in their order."""
+        """Yield the batches in their order.
+
+        Raises:
+            TomokitError: when the memory does not suffice for the next one.
+        """
         batches = super().__iter__()
         with ThreadPoolExecutor(1) as thread:
             waiting = thread.submit(next, batches, None)
-            while (batch := waiting.result()) is not None:
+            while (batch := _result(waiting)) is not None:
                 waiting = thread.submit(next, batches, None)
                 yield batch
+
+
+def _result(waiting: Future[Any]) -> Any:
+    """Return the batch that is awaited, or None behind the last one."""
+    try:
+        return waiting.result()
+    except MemoryError as error:
+        raise TomokitError("the memory does not suffice to read the next scan; close other programs") from error

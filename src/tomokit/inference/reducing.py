@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tomokit.errors import TomokitError
 from tomokit.inference.grids import Stretch
 
 EDGE = 16  # cells of a block along each axis
@@ -44,10 +45,19 @@ class BlockReducer:
         order: of each axis of the source, the axis of the network's grid that lies along it.
         out: the label map on the source's grid, (X, Y, Z), filled with background.
         maps: what else is written, filled with 0. Where one is of the variance, that is the channel behind the logits.
+        nearest: each voxel of the source takes what the nearest node has; else logits are interpolated.
+        name: of the scan, for a message.
     """
 
     def __init__(
-        self, values: Sequence[int], painted: bool, order: Sequence[int], out: Tensor, maps: Sequence[Map] = ()
+        self,
+        values: Sequence[int],
+        painted: bool,
+        order: Sequence[int],
+        out: Tensor,
+        maps: Sequence[Map] = (),
+        nearest: bool = False,
+        name: str = "",
     ) -> None:
         self.values = torch.tensor(values, dtype=out.dtype)
         self.painted = painted
@@ -55,6 +65,8 @@ class BlockReducer:
         self.out = out
         self.maps = maps
         self.spread = any(wanted.of == VARIANCE for wanted in maps)
+        self.nearest = nearest
+        self.name = name
 
     def reduce_bar(self, logits: Tensor, across: Sequence[Stretch], along: Sequence[Stretch], first: int) -> None:
         """Write the labels of a bar: one stretch along the first axes, several along the last.
@@ -64,8 +76,16 @@ class BlockReducer:
             across: the stretch of each axis but the last.
             along: the stretches of the last axis.
             first: the first node of the last axis in `logits`.
+
+        Raises:
+            TomokitError: when a logit is not finite.
         """
         low, high = _extremes(logits[: len(self.values)], along, first)
+        if not (low.isfinite().all() and high.isfinite().all()):
+            raise TomokitError(
+                f"{self.name or 'the volume'}: the network's output is not finite; look for NaN or infinite voxels in "
+                "the scan (`tomokit check`), or take `amp: false`"
+            )
         for number, stretch in enumerate(along):
             voxels = tuple(slice(*part.voxels) for part in (*across, stretch))
             place = tuple(voxels[axis] for axis in self.order)
@@ -76,12 +96,21 @@ class BlockReducer:
                 continue
             start, stop = (node - first for node in stretch.nodes)
             wanted = torch.cat([kept, torch.tensor([len(self.values)])]) if self.spread else kept
-            block = interpolate(logits[wanted][..., start:stop], (*across, stretch))
+            axes = (*across, stretch)
+            block = logits[..., start:stop][wanted]
+            block = block if self.nearest else interpolate(block, axes)
             block, variance = block[: len(kept)], block[-1]
-            self.out[place].copy_(self._labels(block, kept).permute(self.order))
+            self._write(self.out[place], self._labels(block, kept), axes)
             for each in self.maps:
                 found = variance if each.of == VARIANCE else self._chances(block, kept, each.of)
-                each.out[place].copy_((found * 255).round_().permute(self.order))
+                self._write(each.out[place], (found * 255).round_(), axes)
+
+    def _write(self, target: Tensor, found: Tensor, axes: Sequence[Stretch]) -> None:
+        """Write what was found at the source's voxels, or at the nodes of which each voxel takes the nearest."""
+        if self.nearest:
+            for axis, stretch in enumerate(axes):
+                found = found.index_select(axis, stretch.matrix.argmax(1).to(found.device))
+        target.copy_(found.permute(self.order))
 
     def _candidates(self, low: Tensor, high: Tensor) -> Tensor | int:
         """Return the channels that can win in a block, or the label that has surely won.

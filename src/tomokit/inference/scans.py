@@ -32,7 +32,7 @@ def list_inputs(inputs: str | Path | Sequence[str | Path | Sequence[str]]) -> li
             images.append(_check_input(Path(item)))
     if not images:
         raise TomokitError(f"no scan ({', '.join(SCANS)}, DICOM) in {', '.join(map(str, given))}")
-    entries = [{"case": case_name(image), "image": image} for image in images]
+    entries = [{"case": _name(image), "image": image} for image in images]
     counts = Counter(entry["case"] for entry in entries)
     raise_problems(
         "inputs of one file name would overwrite each other's result; rename them",
@@ -46,6 +46,12 @@ def first_image(image: str | Sequence[str]) -> str:
     return image if isinstance(image, str) else image[0]
 
 
+def _name(image: str | Sequence[str]) -> str:
+    """Return a scan's name: of a DICOM folder the whole of its own, dots and all."""
+    first = first_image(image)
+    return Path(first).name if Path(first).is_dir() else case_name(image)
+
+
 def _scans_in(folder: Path) -> list[str]:
     """Return the scans of a folder: its files, or else the folders of its DICOM series."""
     files = [str(file) for file in sorted(folder.iterdir()) if suffix_of(file) in SCANS and file.name[0] != "."]
@@ -56,7 +62,9 @@ def _scans_in(folder: Path) -> list[str]:
 
 
 def _check_input(path: Path) -> str:
-    """Return the path as text when it is a scan that exists."""
+    """Return the path as text when it is a scan that exists, or a folder, which may be one of DICOM."""
+    if path.is_dir():
+        return str(path)
     if not path.is_file():
         raise TomokitError(f"input {path} does not exist; give a scan or a folder of them")
     if suffix_of(path) not in SCANS:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tomokit.errors import TomokitError
 from tomokit.geometry import spacing_from_affine
 from tomokit.inference.backends import BACKENDS, Backends
-from tomokit.inference.boxes import Box, find_body, grow, whole_box
+from tomokit.inference.boxes import MARGIN_MM, Box, find_body, grow, whole_box, widen
 from tomokit.inference.calling import NetworkCall, Probe, Probes
 from tomokit.inference.fields import Field, cut_strips, make_field, slab_bytes, too_little
 from tomokit.inference.finishing import reduce_slab, slab_logits, slab_nodes
@@ -35,7 +35,7 @@ GRIDS = ("network", "source")
 INTERPOLATION = ("linear", "nearest")
 TOLD_SECONDS = 15.0  # between lines that say how far a volume is
 TOLD_WINDOWS = 8  # volumes of more windows take long enough to say what is ahead
-FULL_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+FULL_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "could not create a ")
 
 
 class SlabInferer(Inferer):
@@ -121,11 +121,12 @@ class SlabInferer(Inferer):
         spread = VARIANCE in self.maps.values()
         call = NetworkCall(network, (args, kwargs), self.roi_size, self.flips, self.dtype, spread)
         try:
-            with torch.no_grad():
+            # the caller's autocast is not for the way back; the network gets its own
+            with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
                 found = [self._volume(inputs, number, call) for number in range(len(inputs))]
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, MemoryError) or any(text in str(error) for text in FULL_MEMORY):
-                raise TomokitError(too_little(self.roi_size)) from error
+                raise TomokitError(too_little(self.roi_size, inputs.device)) from error
             raise
         if isinstance(found[0], MetaTensor):
             return collate_meta_tensor(found)
@@ -150,17 +151,24 @@ class SlabInferer(Inferer):
         _check_channels(self.maps, call.known.classes)
         spacing = spacing_from_affine(_affine(inputs, number)) if isinstance(inputs, MetaTensor) else (1.0,) * 3
         box = find_body(image, spacing) if self.body_crop else whole_box(image.shape[1:])
+        self.found_maps, margin = {}, MARGIN_MM
         while True:
+            box = widen(box, self.roi_size, image.shape[1:])
             out = torch.zeros(shape, dtype=label_dtype(values))
-            maps = {name: Map(of, torch.zeros(shape, dtype=torch.uint8)) for name, of in self.maps.items()}
+            maps = {name: Map(of, self._outside(of, shape)) for name, of in self.maps.items()}
             self._fill((out, list(maps.values())), image, box, axes, values, call, _file_name(inputs, number))
-            grown = grow(box, _inside(out, box, axes), image.shape[1:], spacing)
+            grown = grow(box, _inside(out, box, axes), image.shape[1:], spacing, margin)
             if grown == box:
                 break
+            margin *= 2  # a long structure takes few turns
             logger.info("a structure reaches the body box's face: looking at %s, not %s", grown, box)
             box = grown
         self.found_maps = {name: _placed(found.out[None], inputs, affine) for name, found in maps.items()}
-        return _placed(out[None], inputs, affine)
+        return _placed(out[None].to(inputs.device), inputs, affine)
+
+    def _outside(self, of: int | str, shape: Sequence[int]) -> Tensor:
+        """Return a map as it is outside the body's box, where all is surely background: (X, Y, Z) uint8."""
+        return torch.full(tuple(shape), 255 if of == 0 and not self.regions else 0, dtype=torch.uint8)
 
     def _wanted_grid(self, inputs: Tensor, number: int) -> tuple[tuple[int, ...], NDArray[Any], tuple[Axis, ...]]:
         """Return shape and affine of the wanted grid, and how it lies along the network's."""
@@ -192,12 +200,14 @@ class SlabInferer(Inferer):
         field = make_field(image, box, axes, self.roi_size, self.overlap, self.mode)
         strips = cut_strips(field, call.known, self.batch)
         if self.grid == "source" and field.windows.number > TOLD_WINDOWS:
-            logger.info("%s: %s", name, self._outlook(field, strips, call.known, box, image.shape[1:], out))
+            held = sum(each.nbytes for each in (out, *(found.out for found in maps)))
+            logger.info("%s: %s", name, self._outlook(field, strips, call.known, box, image.shape[1:], held))
         sources = [axis.source for axis in axes] + [2] * (3 - len(axes))
         order = [field.order.index(sources.index(source)) for source in range(3)]
-        flat = out.ndim == 2
+        flat = len(axes) == 2
         maps = [Map(found.of, found.out[..., None] if flat else found.out) for found in maps]
-        reducer = BlockReducer(values, bool(self.regions), order, out[..., None] if flat else out, maps)
+        out = out[..., None] if flat else out
+        reducer = BlockReducer(values, bool(self.regions), order, out, maps, self.nearest, name)
         total, done, told = len(strips) * len(field.windows.starts[0]), 0, time.monotonic()
         with call.ready(field.order) as (network, head):
             for number, strip in enumerate(strips):
@@ -211,19 +221,21 @@ class SlabInferer(Inferer):
                         logger.info("%s: slab %d of %d", name, done, total)
 
     def _outlook(
-        self, field: Field, strips: Sequence[tuple[int, int]], probe: Probe, box: Box, shape: Sequence[int], out: Tensor
+        self, field: Field, strips: Sequence[tuple[int, int]], probe: Probe, box: Box, shape: Sequence[int], held: int
     ) -> str:
-        """Return a line that says what is ahead: windows, the part of the volume, and memory."""
+        """Return a line that says what is ahead: windows, the part of the volume, and memory; results take `held` bytes."""
         size = "×".join(map(str, self.roi_size))
         part = math.prod(high - low for low, high in box) / math.prod(shape)
         slab = slab_bytes(field, probe, max(high - low for low, high in strips))
-        need = slab + probe.activations * self.batch + out.nbytes
+        active = probe.activations * self.batch
         cut = f" in {len(strips)} strips" if len(strips) > 1 else ""
         passes = f" × {len(self.flips)} mirrored" if len(self.flips) > 1 else ""
+        first, _, third = map(len, field.windows.starts)
+        number = first * third * sum(len(field.windows.reaching((low, high + 1))) for low, high in strips)
         return (
-            f"{field.windows.number} windows of {size}{passes}{cut}, {part:.0%} of the volume; "
-            f"about {need / 1e9:.2g} GB beside the image: {slab / 1e9:.2g} of windows' sums, "
-            f"{probe.activations * self.batch / 1e9:.2g} in the network, {out.nbytes / 1e9:.2g} of labels"
+            f"{number} windows of {size}{passes}{cut}, {part:.0%} of the volume; "
+            f"about {(slab + active + held) / 1e9:.2g} GB beside the image: {slab / 1e9:.2g} of windows' sums, "
+            f"{active / 1e9:.2g} in the network, {held / 1e9:.2g} of labels and maps"
         )
 
     # ----------------------------------------------------------------------------------------------- scores

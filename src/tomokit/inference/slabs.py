@@ -45,12 +45,11 @@ def sum_slabs(
     """
     depth = windows.size[0]
     weight = _outer(windows.weights).to(image.device)
-    seconds = [start for start in windows.starts[1] if start < strip[1] and start + windows.size[1] > strip[0]]
     # slice 0 is carried over from what was finished before; channels last, as convolutions give them
     slab = torch.zeros(depth + 1, strip[1] - strip[0], image.shape[3], channels, device=image.device)
     starts = windows.starts[0]
     for number, start in enumerate(starts):
-        places = [(start, second, third) for second in seconds for third in windows.starts[2]]
+        places = [(start, second, third) for second in windows.reaching(strip) for third in windows.starts[2]]
         for chunk in (places[index : index + batch] for index in range(0, len(places), batch)):
             cut = torch.stack([_cut(image, place, windows.size) for place in chunk])
             for place, features in zip(chunk, network(cut), strict=True):

@@ -31,6 +31,10 @@ class Windows(NamedTuple):
         """Return the number of windows."""
         return math.prod(map(len, self.starts))
 
+    def reaching(self, strip: tuple[int, int]) -> tuple[int, ...]:
+        """Return the starts along the second axis of windows that reach a strip (its first voxel, one behind its last)."""
+        return tuple(start for start in self.starts[1] if start < strip[1] and start + self.size[1] > strip[0])
+
     def total_weights(self, axis: int) -> Tensor:
         """Return the sum of the weights along one axis (length,): what a voxel got is divided by their product."""
         starts, weights = self.starts[axis], self.weights[axis]

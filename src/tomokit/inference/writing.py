@@ -134,7 +134,7 @@ def write_on_source_grid(
     if Path(path).resolve() == Path(source).resolve():
         raise TomokitError(f"the prediction would overwrite its source {source}; give another `output_dir`")
     whole = np.uint8 if values.max(initial=0) < 256 else np.uint16
-    values = values.astype(whole if values.dtype.kind in "iub" else np.float32)
+    values = values.astype(whole if values.dtype.kind in "iub" else np.float32, copy=False)
     if suffix_of(source) in NIFTI:
         _write_nifti(values, source, path)
     elif suffix_of(source) in ITK:

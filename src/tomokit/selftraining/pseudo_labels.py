@@ -16,6 +16,7 @@ from tomokit.engines.hardware import plain
 from tomokit.engines.progress import ProgressBar
 from tomokit.errors import TomokitError, raise_problems
 from tomokit.files import read_json, write_json, write_table
+from tomokit.inference import finish_writing
 from tomokit.runs import is_main_process
 from tomokit.splits import check_disjoint
 
@@ -111,6 +112,7 @@ def attach_pseudo_labels(
             rows.append({"case": item["case"], **read(item["case"], output, confidence)})
 
     def finish(_: Engine) -> None:
+        finish_writing()
         about = {"teacher": str(run_dir), "checkpoint": tell_checkpoint(Path(run_dir), checkpoint), "kind": kind}
         _write(Path(output_dir), rows, {**about, "confidence": confidence})
 
