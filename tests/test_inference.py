@@ -126,6 +126,9 @@ def test_inputs_are_a_file_several_or_a_folder(write_volume, tmp_path):
     assert [entry["case"] for entry in list_inputs(tmp_path / "in")] == ["a", "b"]
     assert list_inputs([b, a]) == [{"case": "b", "image": b}, {"case": "a", "image": a}]
     assert list_inputs([[a, b]]) == [{"case": "a", "image": [a, b]}]
+    series = tmp_path / "1.2.840.1"
+    series.mkdir()
+    assert list_inputs([[str(series), a]]) == [{"case": "1.2.840.1", "image": [str(series), a]}]
     c = write_volume("other/a.nii.gz", np.zeros((2, 2, 2), np.float32))
     with pytest.raises(TomokitError, match="a stands 2 times"):
         list_inputs([a, c])

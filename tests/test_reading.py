@@ -58,23 +58,20 @@ def test_a_folder_without_a_series_is_refused(tmp_path):
 
 def test_monais_other_readers_do_not_take_what_is_refused(tmp_path, write_volume):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(TomokitError, match="empty has 0 DICOM series"):
         load(str(tmp_path / "empty"), ScanReader())
-    assert isinstance(caught.value.__cause__, TomokitError)
     path = write_volume("cut.nii.gz", np.zeros(SHAPE))
     content = Path(path).read_bytes()
     Path(path).write_bytes(content[:-6] + bytes(6))  # its checksum is wrong
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(TomokitError, match=r"cut\.nii\.gz"):
         load(str(path), ScanReader())
-    assert "cut.nii.gz" in str(caught.value.__cause__)
 
 
 def test_channels_on_two_grids_are_refused(write_volume):
     one = write_volume("t1.nii.gz", np.zeros(SHAPE), oblique_affine("RAS", SHAPE))
     other = write_volume("flair.nii.gz", np.zeros(SHAPE), oblique_affine("LPS", SHAPE))
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(TomokitError, match=r"t1.nii.gz and .*flair.nii.gz lie on two grids: corresponding corner"):
         load([str(one), str(other)], ScanReader())
-    assert "t1.nii.gz and" in str(caught.value.__cause__) and "lie on two grids" in str(caught.value.__cause__)
 
 
 def test_a_dicom_folder_is_its_one_series(mirror):

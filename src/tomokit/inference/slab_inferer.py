@@ -223,7 +223,7 @@ class SlabInferer(Inferer):
     def _outlook(
         self, field: Field, strips: Sequence[tuple[int, int]], probe: Probe, box: Box, shape: Sequence[int], held: int
     ) -> str:
-        """Return a line that says what is ahead: windows, the part of the volume, and memory; results take `held` bytes."""
+        """Return a line that says what is ahead: windows, part of the volume, memory, `held` bytes of results in it."""
         size = "×".join(map(str, self.roi_size))
         part = math.prod(high - low for low, high in box) / math.prod(shape)
         slab = slab_bytes(field, probe, max(high - low for low, high in strips))

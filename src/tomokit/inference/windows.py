@@ -32,7 +32,7 @@ class Windows(NamedTuple):
         return math.prod(map(len, self.starts))
 
     def reaching(self, strip: tuple[int, int]) -> tuple[int, ...]:
-        """Return the starts along the second axis of windows that reach a strip (its first voxel, one behind its last)."""
+        """Return the starts along the second axis of windows that reach a strip, its first voxel and one behind."""
         return tuple(start for start in self.starts[1] if start < strip[1] and start + self.size[1] > strip[0])
 
     def total_weights(self, axis: int) -> Tensor:
