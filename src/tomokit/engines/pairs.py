@@ -138,6 +138,7 @@ def attach_pair_scores(
     cases: Mapping[str, Entries],
     rate: float = 0.05,
     rival: bool = True,
+    decision_dir: str | Path | None = None,
 ) -> None:
     """Score the answers on each test pair; write `cases.csv`, `metrics.json`, `overlay.png` at the end.
 
@@ -148,6 +149,7 @@ def attach_pair_scores(
         cases: the split; `training` fits the rivals, `validation` gives their thresholds, `test` is scored.
         rate: of unchanged pairs that a rival may call changed, as for the network.
         rival: also score the count of tissues, and the control that sees only the resampling.
+        decision_dir: the folder whose `decision.json` has the threshold of a change; None is the run's.
 
     Raises:
         TomokitError: when there is no test pair.
@@ -155,7 +157,7 @@ def attach_pair_scores(
     check_test_cases(cases)
     rows: list[dict[str, Any]] = []
     truths = {entry["case"]: entry for entry in cases["test"]}
-    run_dir = Path(run_dir)
+    run_dir, decided = Path(run_dir), Path(decision_dir or run_dir) / FILE
     began = time.perf_counter()
 
     def score(engine: Any) -> None:
@@ -165,7 +167,7 @@ def attach_pair_scores(
 
     def finish(_: Engine) -> None:
         measures: dict[str, Any] = {"task": TASK, "checkpoint": tell_checkpoint(run_dir, checkpoint)}
-        measures |= {"seconds": time.perf_counter() - began, "threshold": read_threshold(run_dir / FILE)}
+        measures |= {"seconds": time.perf_counter() - began, "threshold": read_threshold(decided)}
         measures |= {**summarise_pairs(rows), "picture": PICTURE}
         _write(run_dir, rows, measures)
         draw_pairs([_picture_pair(row, truths[row["case"]]) for row in pick_pairs(rows)], run_dir / PICTURE)

@@ -1,5 +1,6 @@
 """The page about a release: what it does, how well, how it is used, and what it is not."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ RESULTS = {
     "pairs": "`<output_dir>/pairs.csv`: of each pair whether it changed, which scan came first, and by how much",
 }
 KINDS = {"ts": "TorchScript, with the configs inside", "onnx": "ONNX, for one image or window of this shape"}
+NEEDED = {"SwinUNETR": "einops", "ViT": "einops", "UNETR": "einops"}  # by networks of MONAI
 LEARNED = {
     POSTPROCESSING: "which pieces of a structure are removed, chosen on the validation cases",
     DECISION: "temperatures, thresholds or the target's scale, chosen or known from the training",
@@ -48,6 +50,7 @@ class Contents(NamedTuple):
         exports: what became of the files of other runtimes; empty where none was asked for.
         obstacle: why there is no config for MONAI alone; "" where there is one.
         differences: what MONAI alone does not do.
+        needed: what train.json must be given, since the release does not hold it.
     """
 
     name: str
@@ -57,12 +60,14 @@ class Contents(NamedTuple):
     exports: Sequence[Export]
     obstacle: str
     differences: Sequence[str]
+    needed: Sequence[str] = ()
 
     @property
     def left_out(self) -> list[str]:
         """What is not in the release, and why."""
         missing = [f"{export.name}: {export.reason}" for export in self.exports if export.difference is None]
-        return missing + ([f"{PLAIN}.json: {self.obstacle}"] if self.obstacle else [])
+        missing += [f"{PLAIN}.json: {self.obstacle}"] if self.obstacle else []
+        return missing + [f"the weights or run that train.json begins with: give `--{key}`" for key in self.needed]
 
 
 def write_card(contents: Contents, run: FinishedRun, facts: Facts, data: TrainingData) -> str:
@@ -92,7 +97,9 @@ def _usage(contents: Contents, run: FinishedRun) -> Iterator[str]:
     result = RESULTS.get(str(run.metrics["task"]))
     yield f"Result: {result}." if result else ""
     if PLAIN in contents.configs:
-        yield "\nWith MONAI, nibabel and pytorch-ignite alone:"
+        network = json.dumps(contents.configs[PLAIN]["network_def"])
+        more = "".join(f"{package}, " for name, package in NEEDED.items() if name in network)
+        yield f"\nWith MONAI, nibabel, {more}and pytorch-ignite alone, of a folder of NIfTI files:"
         yield f"```\n{RUN} {name}/configs/{PLAIN}.json --bundle_root {name} --input scans/ --output_dir out/\n```"
         yield f"The same network on windows of the same size; it {'; it '.join(contents.differences)}."
     known = contents.configs["train"]["dataset_dir"]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tomokit.bundles import bundles_folder, find_bundle
 from tomokit.engines.checkpoints import load, save, weights_of
-from tomokit.errors import TomokitError
+from tomokit.errors import TomokitError, raise_problems
 from tomokit.files import replacing, write_json, write_text
 from tomokit.postprocessing import FILE as POSTPROCESSING
 from tomokit.postprocessing import read_steps
@@ -24,12 +24,14 @@ from tomokit.release.exports import Export, build_network, export_network
 from tomokit.release.finished import LEARNED, FinishedRun, read_run
 from tomokit.release.metadata import check_metadata, describe_release, find_facts, is_packaged
 from tomokit.release.plain_monai import find_obstacle, list_differences, plain_config, unpad
-from tomokit.release.standalone import standalone_configs
+from tomokit.release.standalone import check_runs, needed_runs, standalone_configs
 from tomokit.release.training_data import describe_data, licence_text
 
 CHECKSUMS = "checksums"
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 OUR_LICENCE = "Apache-2.0"
+TEXTS = (".json", ".conf", ".txt", ".md")
+SHORTEST_NAME = 5  # of a case: shorter ones are words and numbers that stand for other things
 
 
 class Release(NamedTuple):
@@ -72,6 +74,7 @@ def release_run(
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary) / name
         contents = _stage(staged, folder, finished, exports)
+        _check_texts(staged, finished)
         _write_checksums(staged)
         files = sorted(path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file())
         _zip(staged, files, out)
@@ -120,6 +123,7 @@ def _stage(staged: Path, bundle: Path, run: FinishedRun, exports: bool) -> Conte
     obstacle = find_obstacle(configs["inference"])
     if not obstacle:
         configs = {**configs, PLAIN: plain_config(configs["inference"])}
+        check_runs(PLAIN, configs[PLAIN], run.folder, bundle)
     learned = [file for file in LEARNED if (run.folder / file).is_file() and (steps or file != POSTPROCESSING)]
     _write_models(staged / "models", run, weights, learned)
     for stage, config in configs.items():
@@ -133,7 +137,8 @@ def _stage(staged: Path, bundle: Path, run: FinishedRun, exports: bool) -> Conte
     inside = {stage: configs[stage] for stage in ("inference", PLAIN) if stage in configs}
     made = export_network(network, configs["inference"], staged, described, inside) if exports else []
     differences = list_differences(configs["inference"], steps)
-    contents = Contents(staged.name, configs, described, learned, made, obstacle, differences)
+    needed = needed_runs(run.train)
+    contents = Contents(staged.name, configs, described, learned, made, obstacle, differences, needed)
     write_text(staged / "docs" / "README.md", write_card(contents, run, facts, data))
     write_text(staged / "LICENSE", _licence(bundle, str(described["license"])))
     if text := licence_text(data):
@@ -171,6 +176,26 @@ def _licence(bundle: Path, licence: str) -> str:
     if not text:
         raise TomokitError("this installation of tomokit has no LICENSE; install it again from a release or a checkout")
     return text
+
+
+def _check_texts(staged: Path, run: FinishedRun) -> None:
+    """Raise when a staged text still tells a case, or a folder of this machine.
+
+    Raises:
+        TomokitError: that lists where.
+    """
+    folders = {str(Path.home()), str(run.folder.resolve()), str(Path(str(run.train.get("dataset_dir"))).resolve())}
+    names = [name for name in run.names if len(name) >= SHORTEST_NAME]
+    problems = []
+    for path in sorted(file for file in staged.rglob("*") if file.suffix in TEXTS):
+        text = path.read_text(encoding="utf-8")
+        found = [folder for folder in folders if len(folder) > 1 and folder in text]
+        if path.suffix != ".md":  # the page is made of these, and of examples of names
+            found += [name for name in names if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)]
+        problems += [f"{path.relative_to(staged)} holds {one!r}" for one in found]
+    raise_problems(
+        f"the release would tell of the training data or this machine; change the run in {run.folder}", problems
+    )
 
 
 def _write_checksums(staged: Path) -> None:

@@ -189,9 +189,10 @@ def _output(config: Config, task: str, shape: Sequence[Any]) -> dict[str, Any]:
     labels = {str(value): str(name) for value, name in config.get("labels", {}).items()}
     if task == "pairs" or not labels:
         return {}
+    labels = dict(sorted(labels.items(), key=lambda pair: int(pair[0])))
     if task == "segmentation":
-        names = list(config["regions"]) if "regions" in config else list(labels.values())
-        channels = {str(number): str(name) for number, name in enumerate(names)}
+        regions = [f"{name}, a region" for name in config.get("regions", {})]
+        channels = {str(number): str(name) for number, name in enumerate(regions or labels.values())}
         known = {"spatial_shape": list(shape), "is_patch_data": True, "value_range": []}  # logits
-        return {"num_channels": len(names), "channel_def": channels} | known
+        return {"num_channels": len(channels), "channel_def": channels} | known
     return {"num_channels": len(labels), "channel_def": labels} | (VALUE if task == "regression" else {})

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from monai.bundle import ComponentLocator, ConfigParser
 from torch import Tensor
@@ -24,20 +25,25 @@ NAMES = re.compile(r"\btomokit\b")
 def unpad(configs: Mapping[str, Config], weights: dict[str, Tensor]) -> tuple[dict[str, Config], dict[str, Tensor]]:
     """Return configs and weights without the padding around a network that gets windows which need none.
 
-    The network's wrapper pads an image to multiples of a size. All windows of `patch_size` are alike: where they are
-    such a multiple, the network inside, often MONAI's own, is all there is.
+    The network's wrapper pads an image to multiples of a size. All windows are alike: where they are such a multiple,
+    the network inside, often MONAI's own, is all there is.
     """
-    definition = configs["inference"]["network_def"]
-    window = configs["inference"].get("patch_size")
-    if definition.get("_target_") != PADDED or not isinstance(window, list):
+    inference = configs["inference"]
+    if inference["network_def"].get("_target_") != PADDED or inference["inferer"].get("_target_") != SLABS:
         return dict(configs), weights
-    network = ConfigParser(copy_tree(configs["inference"])).get_parsed_content("network_def")
+    window = read_option(inference, "roi_size")
+    network = ConfigParser(copy_tree(inference)).get_parsed_content("network_def")
     assert isinstance(network, PaddedNetwork)
     steps = zip(window, network.multiple, strict=False)  # images have two axes
     if any(size % step or size < network.minimum for size, step in steps):
         return dict(configs), weights
     bare = {stage: config | {"network_def": config["network_def"]["network"]} for stage, config in configs.items()}
     return bare, {key.removeprefix(PREFIX): value for key, value in weights.items()}
+
+
+def read_option(inference: Config, name: str) -> Any:
+    """Return the value of an option of a config's inferer."""
+    return ConfigParser(copy_tree(inference)).get_parsed_content(f"inferer::{name}")
 
 
 def find_obstacle(inference: Config) -> str:
@@ -59,7 +65,8 @@ def plain_config(inference: Config) -> Config:
     Logits are brought to the source's grid by MONAI's `Invertd`, where the largest one wins, as tomokit does it.
     """
     pred = {"keys": "pred"}
-    parts = _with_monais_parts(closure(inference, ["network_def", "preprocessing", "patch_size", "overlap"]))
+    parts = _with_monais_parts(closure(inference, ["network_def", "preprocessing"]))
+    sliding = {"roi_size": list(read_option(inference, "roi_size")), "overlap": read_option(inference, "overlap")}
     return {
         "imports": ["$import glob"],
         "bundle_root": ".",
@@ -77,8 +84,7 @@ def plain_config(inference: Config) -> Config:
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
         "inferer": {
             "_target_": "SlidingWindowInferer",
-            "roi_size": "@patch_size",
-            "overlap": "@overlap",
+            **sliding,
             "mode": inference["inferer"].get("mode", "gaussian"),
             "sw_batch_size": inference["inferer"].get("sw_batch_size", 1),
         },

@@ -21,6 +21,7 @@ from tomokit.config_rules import (
     shared_findings,
     walk,
 )
+from tomokit.config_safety import code_problems, may_import
 from tomokit.errors import TomokitError, raise_problems
 from tomokit.release.finished import FinishedRun
 from tomokit.runs import ONE_DEVICE
@@ -43,6 +44,8 @@ WRITER = "tomokit.inference.WritePredictiond"
 CHOSEN = "tomokit.postprocessing.ChosenPostprocessingd"
 WRITING = "tomokit.engines.attach_inference"
 ENSEMBLE = "tomokit.ensembles.Ensemble"
+PAIR_SCORES = "tomokit.engines.attach_pair_scores"
+BEGUN_WITH = ("pretrained", "teacher", "baseline")  # other runs, or files of weights, that a training begins with
 
 Config = dict[str, Any]
 
@@ -62,6 +65,7 @@ def standalone_configs(run: FinishedRun, bundle: Path, name: str, dataset: str, 
             a path within an expression, or what JSON has not.
     """
     base = _as_json(_neutral(run.train, name, dataset or DATASET), run.folder)
+    base |= {key: key.upper() for key in needed_runs(base)}
     makers: dict[str, Callable[[Config], Config]] = {
         "train": _training,
         "evaluate": _evaluation,
@@ -73,8 +77,13 @@ def standalone_configs(run: FinishedRun, bundle: Path, name: str, dataset: str, 
         configs[stage] = _without_paths(makers[stage](merged))
     for stage, config in configs.items():
         _check_traces(stage, config, run)
-        _check_runs(stage, config, run.folder, bundle)
+        check_runs(stage, config, run.folder, bundle)
     return configs
+
+
+def needed_runs(config: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a training's config that name runs or weights which a release does not hold."""
+    return [key for key in BEGUN_WITH if isinstance(config.get(key), str)]
 
 
 def _neutral(config: Mapping[str, Any], name: str, dataset: str) -> Config:
@@ -114,6 +123,9 @@ def _evaluation(config: Config) -> Config:
     kept = {key: config.pop(key) for key in ("initialize", "output_dir") if key in config}  # these write the results
     config = _read_models(config) | kept
     config["initialize"] = _without(config["initialize"], START)
+    for entry in config["initialize"]:
+        if _target(entry) == PAIR_SCORES:
+            entry["decision_dir"] = "@models_dir"
     return closure(config, ROOTS)
 
 
@@ -219,14 +231,29 @@ def _check_traces(stage: str, config: Config, run: FinishedRun) -> None:
     raise_problems(f"{stage}.json would tell of the training data; change {run.folder}/configs/train.yaml", problems)
 
 
-def _check_runs(stage: str, config: Config, folder: Path, bundle: Path) -> None:
-    """Raise when a config would not start, as `check_config` does.
+def check_runs(stage: str, config: Config, folder: Path, bundle: Path) -> None:
+    """Raise when a released config would not start elsewhere, or would run programs or load pickles.
+
+    Args:
+        stage: the name of its file, without `.json`.
+        config: its content.
+        folder: of the run.
+        bundle: the folder of its bundle.
 
     Raises:
         TomokitError: that lists what is wrong.
     """
-    merged = merge([Source(f"{stage}.json", config)])
-    found = shared_findings(config, merged, ComponentLocator(), RUN_IDS)
+    merged, locator = merge([Source(f"{stage}.json", config)]), ComponentLocator()
+    targets = [str(value["_target_"]) for _, value in walk(config) if is_component(value)]
+    raise_problems(
+        f"{stage}.json needs code that a release does not carry; publish it as a package, or take MONAI's parts",
+        [f"`{target}`" for target in dict.fromkeys(targets) if is_text(target) and not may_import(target)],
+    )
+    unsafe = [
+        f"`{key}`: {text}" for key, _, text, severity in code_problems(config, merged, locator) if severity == "error"
+    ]
+    raise_problems(f"{stage}.json would not be safe to run", unsafe)
+    found = shared_findings(config, merged, locator, RUN_IDS)
     raise_problems(_misfit(folder, bundle), list(dict.fromkeys(map(str, found))))
 
 

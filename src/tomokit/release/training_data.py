@@ -39,12 +39,15 @@ def describe_data(dataset_dir: str) -> TrainingData:
     """
     known = read_catalogue().get(Path(dataset_dir).name)
     own_place = (data_root() / Path(dataset_dir).name).resolve()
-    if known and (dataset_dir == known.name or Path(dataset_dir).resolve() == own_place):
-        return TrainingData(known.name, known.title, known.home, known.licence, known.citation)
     try:
-        content = read_description(find_dataset(dataset_dir))
+        folder = find_dataset(dataset_dir)
     except TomokitError:  # the data need not be here any more
+        folder = own_place if known and dataset_dir == known.name else Path(dataset_dir).resolve()
+    if known and folder == own_place:
+        return TrainingData(known.name, known.title, known.home, known.licence, known.citation)
+    if not (folder / "dataset.json").is_file():
         return TrainingData()
+    content = read_description(folder)
     licence = str(content.get("licence") or content.get("license") or "")
     if not licence:
         return TrainingData()
