@@ -392,7 +392,7 @@ def test_differences_of_monai_alone_are_told():
     assert len(list_differences({}, {})) == 1
 
 
-def test_the_licence_of_the_data_comes_from_the_catalogue_or_from_the_set_itself(tmp_path):
+def test_the_licence_of_the_data_comes_from_the_catalogue_or_from_the_set_itself(tmp_path, monkeypatch):
     known = describe_data("hippocampus")
     assert known.name == "hippocampus" and known.licence == "CC BY-SA 4.0"
     assert "Licence: CC BY-SA 4.0" in licence_text(known) and "Nature Communications" in licence_text(known)
@@ -403,6 +403,8 @@ def test_the_licence_of_the_data_comes_from_the_catalogue_or_from_the_set_itself
     write_json(tmp_path / "hippocampus" / "dataset.json", {"name": "Ours", "licence": "CC0", "training": [entry]})
     assert describe_data(folder).told == "Ours" and licence_text(describe_data(folder)).endswith("Licence: CC0\n")
     assert describe_data(str(tmp_path / "gone")).told == "a data set that is not public"
+    monkeypatch.chdir(tmp_path)
+    assert describe_data("hippocampus").told == "Ours"  # the folder of that name here, not the public set
 
 
 def test_a_bundle_of_ones_own_gives_its_words_and_licence(plain_run, tmp_path):
@@ -551,6 +553,46 @@ def test_paths_of_the_machine_are_cut_to_their_last_part(plain_run, tmp_path):
     run = read_run(change(plain_run, tmp_path, split="/home/me/splits.json", note="C:\\scans\\list"))
     config = standalone_configs_unchecked(run)
     assert config["split"] == "splits.json" and config["note"] == "list" and config["dataset_dir"] == "dataset"
+
+
+def test_a_run_that_training_began_with_is_asked_for_and_not_told(plain_run, tmp_path):
+    run = change(plain_run, tmp_path, pretrained="runs/of_mary/best", note="@pretrained")
+    release = release_run("segmentation", run, tmp_path / "begun.zip", exports=False)
+    train = json.loads(zipfile.ZipFile(release.path).read("begun/configs/train.json"))
+    assert train["pretrained"] == "PRETRAINED"
+    assert "the weights or run that train.json begins with: give `--pretrained`" in release.left_out
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("$__import__('os').system('ls')", "would not be safe to run"),
+        ({"_target_": "torch.load", "f": "x.pt", "weights_only": False}, "would not be safe to run"),
+        ({"_target_": "scripts.net.Net"}, "needs code that a release does not carry.*[\\s\\S]*scripts.net.Net"),
+    ],
+)
+def test_code_that_is_unsafe_or_ones_own_is_not_released(value, message, plain_run, tmp_path):
+    release_fails(change(plain_run, tmp_path, note=value), tmp_path, message)
+
+
+def test_the_windows_of_the_inferer_are_what_counts(plain_run, tmp_path):
+    inferer = yaml.safe_load((plain_run / "configs" / "train.yaml").read_text())["inferer"]
+    run = change(plain_run, tmp_path, inferer=inferer | {"roi_size": [18, 16, 16]})
+    release = release_run("segmentation", run, tmp_path / "wide.zip", exports=False)
+    configs = {
+        name: json.loads(zipfile.ZipFile(release.path).read(f"wide/configs/{name}.json"))
+        for name in ("inference", "inference_monai")
+        if f"configs/{name}.json" in release.files
+    }
+    assert configs["inference"]["network_def"]["_target_"].endswith("PaddedNetwork")  # 18 is no multiple of 4
+    assert "inference_monai" not in configs
+
+
+def test_a_file_that_tells_a_folder_or_a_case_is_found_at_last(plain_run, tmp_path):
+    run = change(plain_run, tmp_path)
+    metadata = read_json(run / "configs" / "metadata.json")
+    write_json(run / "configs" / "metadata.json", metadata | {"comment": "look at case_004 first"})
+    release_fails(run, tmp_path, r"configs/metadata\.json holds 'case_004'")
 
 
 def standalone_configs_unchecked(run):

@@ -249,12 +249,11 @@ def check_runs(stage: str, config: Config, folder: Path, bundle: Path) -> None:
         f"{stage}.json needs code that a release does not carry; publish it as a package, or take MONAI's parts",
         [f"`{target}`" for target in dict.fromkeys(targets) if is_text(target) and not may_import(target)],
     )
-    unsafe = [
-        f"`{key}`: {text}" for key, _, text, severity in code_problems(config, merged, locator) if severity == "error"
-    ]
+    found = code_problems(config, merged, locator)
+    unsafe = [f"`{key}`: {text}" for key, _, text, severity in found if severity == "error"]
     raise_problems(f"{stage}.json would not be safe to run", unsafe)
-    found = shared_findings(config, merged, locator, RUN_IDS)
-    raise_problems(_misfit(folder, bundle), list(dict.fromkeys(map(str, found))))
+    faults = shared_findings(config, merged, locator, RUN_IDS)
+    raise_problems(_misfit(folder, bundle), list(dict.fromkeys(map(str, faults))))
 
 
 def _as_json(config: Config, folder: Path) -> Config:
