@@ -5,12 +5,13 @@ Command: make bench NAME=inference [ONLY="ct400-25 hippocampus"] [FULL=1] [MINUT
 Plain: a CT of 400 slices with 25 classes. ONLY= picks data sets; FULL=1 takes all that are picked, or all, with each
 part of the gain switched off alone. One network of a size, MONAI's DynUNet of 32 to 320 filters, trained for MINUTES
 on the public CT and phantoms, serves every system. Each reads a file and writes a label map in a process of its own,
-which is ended when it holds more than 20 GB; repeats run in turn. nnU-Net runs where `nnunetv2` is installed, or in
-another environment that has it beside tomokit (ARGS="--nnunet …/bin/python").
+which is ended when it holds more than 20 GB; `tomokit` and `bare` are repeated in turn, the others, which take longest,
+run once. nnU-Net runs where `nnunetv2` is installed, or in another environment that has it beside tomokit
+(ARGS="--nnunet …/bin/python").
 
 What is done is kept in runs/inference, process by process; a stopped benchmark goes on where it was. To repeat one,
-delete its files in runs/inference/<device>/<data>/records. On a GPU: one repeat, and MINUTES=0.5 leaves time for
-everything else within ten minutes.
+delete its files in runs/inference/<device>/<data>/records. On a GPU: one repeat, and with MINUTES=0.5 the plain command
+takes less than ten minutes.
 """
 
 import argparse
@@ -51,6 +52,7 @@ SMALL_WINDOW = [64, 64, 64]  # holds a whole hippocampus volume; and full logits
 PARITY_NODES = (112, 112, 64)  # that such windows tile at this overlap
 PARITY_VOLUMES = 4
 RIVALS = ("monai", "monai-nearest", "nnunet")
+REPEATED = ("tomokit", "bare")
 # what is switched off, one at a time
 PARTS: dict[str, dict[str, Any]] = {
     "whole field": {"inferer::body_crop": False},
@@ -98,7 +100,7 @@ def make_jobs(name: str, folder: Path, options: argparse.Namespace) -> dict[str,
     else:
         sources = hippocampus_volumes(VOLUMES)
         part = sources[:PARITY_VOLUMES]
-    parts = PARTS if options.full else {}
+    parts = PARTS if options.full and name == HEADLINE else {}
     return list_jobs(folder, run_dir, sources, part, WINDOW if scans.slices else SMALL_WINDOW, parts, options.device)
 
 
@@ -120,7 +122,7 @@ def list_jobs(
 
     jobs = {system: job(system) for system in ("tomokit", "bare", *RIVALS, "parity")}
     for label, overrides in parts.items():
-        if label != "float32" or choose_precision(device, True) != torch.float32:
+        if label != "float32" or choose_precision(device, True, training=False) != torch.float32:
             jobs[PART + label] = job("tomokit", label.replace(" ", "_"), overrides=overrides)
     return jobs
 
@@ -128,22 +130,19 @@ def list_jobs(
 def take_turn(jobs: Mapping[str, Job], folder: Path, number: int, classes: int, python: Mapping[str, str]) -> bool:
     """Run the jobs of one turn that have no record yet, and return whether there were any.
 
-    What could not finish in the first turn is not tried again. `python` names the interpreters of systems that have one
-    of their own.
+    Only `tomokit` and `bare` are repeated: the others take hours. `python` names the interpreters of systems that have
+    one of their own.
     """
     new = False
     for label, job in jobs.items():
-        path, first = record_path(folder, label, number), record_path(folder, label, 0)
-        if path.is_file() or (label == "parity" and number):
+        path = record_path(folder, label, number)
+        if path.is_file() or (number and label not in REPEATED):
             continue
         new = True
-        if number and "note" in read_json(first):
-            shutil.copyfile(first, path)
-            continue
         print(f"+ {folder.name}: {label}, turn {number + 1}", flush=True)
         batches = read_json(record_path(folder, "tomokit", number))["batches"] if label == "bare" else []
         shutil.rmtree(job.output_dir, ignore_errors=True)
-        record = run_job(job._replace(batches=batches), python.get(label, sys.executable))
+        record = try_job(label, job._replace(batches=batches), python.get(label, sys.executable))
         if label == "tomokit" and "note" in record:
             raise TomokitError(
                 f"tomokit did not finish on {folder.name} ({record['note']}): there is nothing to compare"
@@ -152,6 +151,16 @@ def take_turn(jobs: Mapping[str, Job], folder: Path, number: int, classes: int, 
             record |= compare(job, jobs["tomokit"], classes)
         write_json(path, record)
     return new
+
+
+def try_job(label: str, job: Job, python: str) -> dict[str, Any]:
+    """Return a job's record; of a rival that ended with an error, a `note`."""
+    try:
+        return run_job(job, python)
+    except TomokitError as error:
+        if label not in RIVALS:
+            raise
+        return {"note": f"ended with an error: {error}"}
 
 
 def compare(job: Job, reference: Job, classes: int) -> dict[str, Any]:
@@ -192,17 +201,23 @@ def make_rows(name: str, records: Records, about: Mapping[str, Any]) -> list[dic
 def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what each row of a system has: medians of the time, the highest peak, windows; or the note."""
     told: dict[str, Any] = {"n": len(records), "seconds": None, "peak_rss_gb": None}
-    if "note" in records[0]:
-        return told | {"note": records[0]["note"]}
+    if note := find_note(records):
+        return told | {"note": note}
     networks = [record["network_seconds"] for record in records]
     return told | {
         "seconds": statistics.median(record["seconds"] for record in records),
         "network_seconds": None if None in networks else statistics.median(networks),
         "peak_rss_gb": max(record["peak_rss_gb"] for record in records),
         "windows": sum(records[0]["batches"]),
+        "windows_again": records[0].get("windows_again", 0),
         "precision": records[0]["precision"],
         **({"peak_gpu_gb": max(record["peak_gpu_gb"] for record in records)} if "peak_gpu_gb" in records[0] else {}),
     }
+
+
+def find_note(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return why a system did not finish in one of its turns; "" where it did."""
+    return next((str(record["note"]) for record in records if "note" in record), "")
 
 
 def metrics_of(label: str, records: Records) -> dict[str, dict[str, Any]]:
@@ -226,8 +241,7 @@ def metrics_of(label: str, records: Records) -> dict[str, dict[str, Any]]:
 def ratio(above: str, below: str, records: Records) -> dict[str, Any]:
     """Return the median over turns of one system's seconds by another's; without a value where one has none."""
     for label in (above, below):
-        if not records.get(label) or "note" in records[label][0]:
-            note = records[label][0]["note"] if records.get(label) else "not measured"
+        if note := find_note(records[label]) if records.get(label) else "not measured":
             return {"value": None, "note": f"{label}: {note}"}
     pairs = zip(records[above], records[below], strict=False)
     return {"value": statistics.median(one["seconds"] / two["seconds"] for one, two in pairs)}
@@ -235,13 +249,18 @@ def ratio(above: str, below: str, records: Records) -> dict[str, Any]:
 
 def parity_of(records: Records) -> dict[str, Any]:
     """Return the agreement with MONAI's full logits, same windows and weights."""
-    told: dict[str, Any] = {"value": None, "structures": records["tomokit"][0].get("structures")}
     parity = records["parity"][0]
     if "note" in parity:
-        return told | {"note": f"full logits: {parity['note']}"}
+        return {"value": None, "structures": None, "note": f"full logits: {parity['note']}"}
     own, lower = parity["float32"], parity["bfloat16"]
-    told |= {"value": own["share"], "lowest_dice": own["lowest_dice"], "beside": "monai, same windows and weights"}
-    return told | {"share_bfloat16": lower["share"], "lowest_dice_bfloat16": lower["lowest_dice"]}
+    return {
+        "value": own["share"],
+        "structures": own["structures"],
+        "lowest_dice": own["lowest_dice"],
+        "beside": "monai, same windows and weights",
+        "share_bfloat16": lower["share"],
+        "lowest_dice_bfloat16": lower["lowest_dice"],
+    }
 
 
 def file_gb(sources: Sequence[str]) -> float:

@@ -312,6 +312,9 @@ def test_precision_follows_the_hardware():
     assert choose_precision("cpu", False) == torch.float32
     amx = torch.cpu.get_capabilities().get("amx_bf16", False)
     assert choose_precision("cpu", True) == (torch.bfloat16 if amx else torch.float32)
+    avx512 = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    assert choose_precision("cpu", True, training=False) == (torch.bfloat16 if amx or avx512 else torch.float32)
+    assert choose_precision("cpu", False, training=False) == torch.float32
 
 
 @pytest.mark.cuda

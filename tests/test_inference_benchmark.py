@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 from bundle_runs import SMALL_UNET, train
+from ignite.engine import Engine
 
 from tomokit.errors import TomokitError
 
@@ -172,9 +175,7 @@ def test_every_system_goes_from_file_to_label_map_and_its_rows_say_so(benchmark,
     bench.show(rows)
 
 
-def test_a_finished_job_is_not_run_again_and_what_ran_out_of_memory_not_tried_again(
-    benchmark, run, body, tmp_path, monkeypatch
-):
+def test_a_finished_job_is_not_run_again_nor_a_rival_in_a_second_turn(benchmark, run, body, tmp_path, monkeypatch):
     bench = benchmark["inference"]
     jobs = {name: job for name, job in list_jobs(benchmark, run, body, tmp_path, {}).items() if "monai" in name}
     tried = []
@@ -183,16 +184,46 @@ def test_a_finished_job_is_not_run_again_and_what_ran_out_of_memory_not_tried_ag
         tried.append(job.system)
         return {"note": "out of memory at 20 GB"}
 
+    def fail(job, _):
+        raise TomokitError("it ended")
+
     monkeypatch.setattr(bench, "run_job", run_out)
     for number in (0, 0, 1):
         bench.take_turn(jobs, tmp_path, number, 3, {})
     assert tried == ["monai", "monai-nearest"]
     records = bench.read_records(tmp_path, 2)
-    assert [len(records[system]) for system in ("tomokit", "monai", "monai-nearest")] == [0, 2, 2]
+    assert [len(records[system]) for system in ("tomokit", "monai", "monai-nearest")] == [0, 1, 1]
     assert bench.ratio("monai", "monai-nearest", records) == {"value": None, "note": "monai: out of memory at 20 GB"}
+    monkeypatch.setattr(bench, "run_job", fail)
+    assert bench.try_job("nnunet", jobs["monai"], "python") == {"note": "ended with an error: it ended"}
+    with pytest.raises(TomokitError, match="it ended"):
+        bench.try_job("tomokit", jobs["monai"], "python")
+    monkeypatch.setattr(bench, "run_job", run_out)
     jobs = {"tomokit": list_jobs(benchmark, run, body, tmp_path, {})["tomokit"]}
     with pytest.raises(TomokitError, match=r"tomokit did not finish on .* \(out of memory at 20 GB\)"):
         bench.take_turn(jobs, tmp_path, 0, 3, {})
+
+
+def test_passes_in_a_larger_box_are_not_counted_twice(benchmark, caplog):
+    systems = benchmark["systems"]
+    network = torch.nn.Identity()
+    clock = systems.Clock(network, "cpu")
+    log = logging.getLogger("tomokit.inference.slab_inferer")
+
+    def step(_engine, number):
+        if number == 0:
+            network(torch.zeros(1))  # the look
+        for count in (2, 1):
+            network(torch.zeros(count))
+        if number == 1:
+            log.info("a structure reaches the body box's face: looking at more")
+            network(torch.zeros(4))
+
+    engine = Engine(step)
+    systems.watch_growth(clock, engine)
+    with caplog.at_level(logging.INFO, log.name):
+        engine.run([0, 1, 2])
+    assert clock.batches == [1, 2, 1, 4, 2, 1] and clock.record()["windows_again"] == 3
 
 
 def test_a_process_is_ended_when_it_holds_too_much(benchmark, run, body, tmp_path):

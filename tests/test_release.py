@@ -35,6 +35,7 @@ from tomokit.release.training_data import TrainingData, describe_data, licence_t
 
 # windows that MONAI places and weights alike, so that an untrained network gives the same with both
 SMALL = {"patch_size": [16, 16, 16], "minimum_size": [32, 32, 32], "epochs": 1, "inferer::mode": "constant"}
+SMALL |= {"amp": False}  # plain MONAI computes in float32
 PLAIN_UNET = {"filters": [4, 8, 8], "strides": [1, 2, 2], "kernel_size": [3, 3, 3]}
 LARGEST = {"cases": 1, "steps": {"1": {"largest": True, "minimum_ml": 0.0}}, "tried": {}}
 SCORED = {"mean": 0.75, "ci95": [0.5, 1.0], "n": 2, "cases": 2}

@@ -51,18 +51,19 @@ def seed_epoch(seed: int, epoch: int, dataset: object) -> None:
     set_rnd(dataset, seed=state)
 
 
-def choose_precision(device: str | torch.device, amp: bool) -> torch.dtype:
+def choose_precision(device: str | torch.device, amp: bool, training: bool = True) -> torch.dtype:
     """Return the dtype of the network's arithmetic: bfloat16 or float16 where the hardware has it, else float32.
 
-    A CPU takes bfloat16 only with matrix units for it (AMX): with AVX-512 alone a training step in bfloat16
-    took 1.4 times as long as in float32 (docs/experiments.md).
+    A CPU trains in bfloat16 only with matrix units for it (AMX): with AVX-512 alone a training step in bfloat16
+    took 1.4 times as long as in float32, where an inference takes less than half as long (docs/experiments.md).
     """
     kind = torch.device(device).type
     if not amp:
         return torch.float32
     if kind == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if kind == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False):
+    units = ("amx_bf16",) if training else ("amx_bf16", "avx512_bf16")
+    if kind == "cpu" and any(torch.cpu.get_capabilities().get(unit, False) for unit in units):
         return torch.bfloat16
     return torch.float32
 

@@ -55,7 +55,7 @@ def find_obstacle(inference: Config) -> str:
         return "its network tells regions, from which tomokit paints the label map"
     if len(inference.get("modality", [])) > 1:
         return "a case has several files, which MONAI does not find in a folder"
-    foreign = list(dict.fromkeys(_foreign(_with_monais_parts(closure(inference, ["network_def", "preprocessing"])))))
+    foreign = list(dict.fromkeys(_foreign(with_monais_parts(closure(inference, ["network_def", "preprocessing"])))))
     return f"it is made with {', '.join(foreign)}, not with MONAI's own parts" if foreign else ""
 
 
@@ -65,7 +65,7 @@ def plain_config(inference: Config) -> Config:
     Logits are brought to the source's grid by MONAI's `Invertd`, where the largest one wins, as tomokit does it.
     """
     pred = {"keys": "pred"}
-    parts = _with_monais_parts(closure(inference, ["network_def", "preprocessing"]))
+    parts = with_monais_parts(closure(inference, ["network_def", "preprocessing"]))
     sliding = {"roi_size": list(read_option(inference, "roi_size")), "overlap": read_option(inference, "overlap")}
     return {
         "imports": ["$import glob"],
@@ -112,7 +112,7 @@ def plain_config(inference: Config) -> Config:
     }
 
 
-def _with_monais_parts(config: Config) -> Config:
+def with_monais_parts(config: Config) -> Config:
     """Return a config in which MONAI's reader and resampling stand for ours, which do the same with NIfTI."""
     config = copy_tree(config)
     for _, value in walk(config):
