@@ -33,7 +33,7 @@ from tomokit.engines.pairs import (
 )
 from tomokit.ensembles import read_rows
 from tomokit.errors import TomokitError
-from tomokit.files import write_table
+from tomokit.files import write_json, write_table
 from tomokit.losses import SiameseLoss
 from tomokit.pairs import (
     CHANGES,
@@ -439,6 +439,16 @@ def test_an_evaluation_writes_table_measures_and_picture(data, tmp_path, capsys)
     assert all(rival["summary"].keys() == measures["summary"].keys() for rival in measures["rivals"].values())
     assert (tmp_path / measures["picture"]).read_bytes()[:4] == b"\x89PNG"
     assert f"scores: {tmp_path / 'metrics.json'}" in capsys.readouterr().out
+
+
+def test_the_threshold_of_a_change_may_stand_in_another_folder(data, tmp_path):
+    cases = select_cases(data, "splits.json", 0)
+    save({}, tmp_path / "scored" / "checkpoints" / "best.pt")
+    write_json(tmp_path / "models" / "decision.json", {"task": "pairs", "threshold": 0.7})
+    engine = make_engine(cases["test"], perfect_answers(cases["test"]))
+    attach_pair_scores(engine, tmp_path / "scored", "best", cases, rival=False, decision_dir=tmp_path / "models")
+    engine.run(range(8))
+    assert json.loads((tmp_path / "scored" / "metrics.json").read_text())["threshold"] == 0.7
 
 
 def test_an_evaluation_needs_test_pairs(data, tmp_path):

@@ -557,7 +557,10 @@ def test_paths_of_the_machine_are_cut_to_their_last_part(plain_run, tmp_path):
 
 
 def test_a_run_that_training_began_with_is_asked_for_and_not_told(plain_run, tmp_path):
-    run = change(plain_run, tmp_path, pretrained="runs/of_mary/best", note="@pretrained")
+    block = yaml.safe_load((plain_run / "configs" / "train.yaml").read_text())["train"]
+    begun = {"_target_": "tomokit.finetuning.load_pretrained", "network": "@network", "source": "@pretrained"}
+    block["trainer"]["network"] = begun
+    run = change(plain_run, tmp_path, pretrained="runs/of_mary/best", train=block)
     release = release_run("segmentation", run, tmp_path / "begun.zip", exports=False)
     train = json.loads(zipfile.ZipFile(release.path).read("begun/configs/train.json"))
     assert train["pretrained"] == "PRETRAINED"
