@@ -420,6 +420,7 @@ def test_an_image_with_a_place_goes_to_its_own_grid(write_volume):
 
 
 @pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_labels_come_back_on_the_gpu(small_unet, write_volume):
     source = write_volume("scan.nii.gz", phantom_scan(), np.diag([2.0, 2.0, 2.0, 1.0]))
     _, _, image = load(source, (2.5, 2.5, 2.5))
