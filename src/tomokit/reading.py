@@ -35,7 +35,7 @@ class ScanReader(ImageReader):
         paths = [data] if isinstance(data, str | Path) else list(data)
         try:
             return _on_one_grid(paths, [read_scan(path) for path in paths])
-        except Exception as error:
+        except Exception as error:  # whatever it is, it is raised by `get_data`
             return error
 
     def get_data(self, img: Sequence[Volume] | Exception) -> tuple[np.ndarray, dict[str, Any]]:

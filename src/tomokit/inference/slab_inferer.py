@@ -34,7 +34,7 @@ REDUCE = ("logits", "probabilities", "labels")
 GRIDS = ("network", "source")
 INTERPOLATION = ("linear", "nearest")
 TOLD_SECONDS = 15.0  # between lines that say how far a volume is
-TOLD_WINDOWS = 8  # volumes of more windows take long enough to say what is ahead
+TOLD_WINDOWS = 64  # volumes of more windows take long enough to say what is ahead
 FULL_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "could not create a ")
 
 

@@ -110,7 +110,7 @@ def _write(
     """Write an array; an error is told at once, since it may be asked for much later."""
     try:
         write_on_source_grid(values if steps is None else values / steps, source, path, affine)
-    except Exception as error:
+    except Exception as error:  # raised again
         logger.error("%s was not written: %s", path, error)
         raise
 
