@@ -308,13 +308,23 @@ def test_a_file_that_would_run_code_is_not_loaded(tmp_path):
         load(tmp_path / "absent.pt")
 
 
-def test_precision_follows_the_hardware():
+@pytest.mark.parametrize(
+    ("units", "trains", "infers"),
+    [
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, torch.bfloat16, torch.bfloat16),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, torch.float32, torch.bfloat16),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True, "amx_bf16": False}, torch.bfloat16, torch.bfloat16),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": False, "amx_bf16": False}, torch.float32, torch.float32),
+        ({"cpu_name": "Apple M2"}, torch.float32, torch.float32),
+    ],
+)
+def test_precision_follows_the_hardware(monkeypatch, units, trains, infers):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    assert choose_precision("cpu", True) == trains
+    assert choose_precision("cpu", True, training=False) == infers
     assert choose_precision("cpu", False) == torch.float32
-    amx = torch.cpu.get_capabilities().get("amx_bf16", False)
-    assert choose_precision("cpu", True) == (torch.bfloat16 if amx else torch.float32)
-    avx512 = torch.cpu.get_capabilities().get("avx512_bf16", False)
-    assert choose_precision("cpu", True, training=False) == (torch.bfloat16 if amx or avx512 else torch.float32)
     assert choose_precision("cpu", False, training=False) == torch.float32
+    assert choose_precision("meta", True) == torch.float32
 
 
 @pytest.mark.cuda

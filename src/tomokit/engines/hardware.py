@@ -54,18 +54,18 @@ def seed_epoch(seed: int, epoch: int, dataset: object) -> None:
 def choose_precision(device: str | torch.device, amp: bool, training: bool = True) -> torch.dtype:
     """Return the dtype of the network's arithmetic: bfloat16 or float16 where the hardware has it, else float32.
 
-    A CPU trains in bfloat16 only with matrix units for it (AMX): with AVX-512 alone a training step in bfloat16
-    took 1.4 times as long as in float32, where an inference takes less than half as long (docs/experiments.md).
+    With AVX-512 and its bf16 a CPU infers in bfloat16. It trains so with matrix units (AMX), or if it is AMD's: there a
+    training step takes half of float32's time, where on an Intel Xeon without AMX it took 1.4 times as long
+    (docs/experiments.md).
     """
     kind = torch.device(device).type
     if not amp:
         return torch.float32
     if kind == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    units = ("amx_bf16",) if training else ("amx_bf16", "avx512_bf16")
-    if kind == "cpu" and any(torch.cpu.get_capabilities().get(unit, False) for unit in units):
-        return torch.bfloat16
-    return torch.float32
+    units = torch.cpu.get_capabilities() if kind == "cpu" else {}
+    vectors = units.get("avx512_bf16", False) and (not training or units["cpu_name"].startswith("AMD"))
+    return torch.bfloat16 if vectors or units.get("amx_bf16", False) else torch.float32
 
 
 def distributed_device() -> torch.device:
