@@ -453,6 +453,8 @@ def test_a_voxel_that_is_no_number_is_told_with_the_files_name(value, regions, s
         ({"interpolation": "cubic"}, "interpolation must be one of linear, nearest, got 'cubic'"),
         ({"reduce": "logits", "grid": "source"}, "`reduce: logits` needs `grid: network`"),
         ({"reduce": "logits", "maps": {"liver": 1}}, r"maps \(liver\) come beside labels.* got 'logits'"),
+        ({"mirror_axes": [-1]}, r"axes to mirror must be of 0 \(x\).*, each once, got \[-1\]"),
+        ({"mirror_axes": [0, 0]}, r"each once, got \[0, 0\]"),
         ({"backend": "onnx", "maps": {"spread": "variance"}}, "backend onnx gives no variance"),
     ],
 )

@@ -499,7 +499,7 @@ STANDARD_VALUES: dict[str, tuple[Callable[[Any], Any], float, float, str]] = {
     "weight_decay": (_number, 0, math.inf, "a number of at least 0"),
     "dropout": (_number, 0, math.nextafter(1.0, 0.0), "a number from 0 up to, but not including, 1"),
 }
-_FLIP = re.compile(r"^((Batch)?(Rand)?(Axis)?Flip(d|D|Dict)?|MirroredInferer)$")
+_FLIP = re.compile(r"^((Batch)?(Rand)?(Axis)?Flip(d|D|Dict)?|MirroredInferer|SlabInferer)$")
 _TEXTS = ("dataset_dir", "split", "run_dir", "output_dir")
 
 
@@ -560,13 +560,13 @@ def flip_findings(config: dict[str, Any], merged: Merged) -> list[Finding]:
         target = block.get("_target_") if is_component(block) else None
         if not isinstance(target, str) or not _FLIP.match(target.rpartition(".")[2]):
             continue
-        axes = None if "AxisFlip" in target else block.get("spatial_axis")
+        slabs = target.endswith("SlabInferer")
+        axes = block.get("mirror_axes", []) if slabs else None if "AxisFlip" in target else block.get("spatial_axis")
         if isinstance(axes, str) and axes.startswith("@"):
             axes = config.get(axes[1:])
         if axes is None or 0 in (axes if isinstance(axes, list) else [axes]):
-            text = (
-                f"`{identifier}` flips left to right, but {names[0]!r} in `labels` is of one side; remove it, or set "
-                "`spatial_axis` to 1 or 2 (RandFlipd)"
+            text = f"`{identifier}` flips left to right, but {names[0]!r} in `labels` is of one side; " + (
+                "leave 0 out of `mirror_axes`" if slabs else "remove it, or set `spatial_axis` to 1 or 2 (RandFlipd)"
             )
             findings.append(Finding(merged.file_of(identifier), identifier, "flip", text))
     return findings

@@ -9,6 +9,8 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
 
+from tomokit.errors import TomokitError
+
 
 class MixedPrecisionInferer(Inferer):
     """Runs another inferer in a lower precision where the hardware has it; what comes back is float32.
@@ -33,6 +35,18 @@ class MixedPrecisionInferer(Inferer):
         return [logits.float() for logits in output] if isinstance(output, list) else output.float()
 
 
+def list_flips(axes: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return every combination of mirrored axes of (X, Y, Z), as dimensions of (B, C, X, Y, Z); none comes first.
+
+    Raises:
+        TomokitError: when one of them is no axis, or there twice.
+    """
+    if any(axis not in (0, 1, 2) for axis in axes) or len(set(axes)) < len(axes):
+        raise TomokitError(f"axes to mirror must be of 0 (x), 1 (y) and 2 (z), each once, got {list(axes)}")
+    dimensions = [2 + axis for axis in axes]
+    return [flip for count in range(len(axes) + 1) for flip in itertools.combinations(dimensions, count)]
+
+
 class MirroredInferer(Inferer):
     """Gives the mean of another inferer's logits over the image and its mirror images.
 
@@ -41,13 +55,15 @@ class MirroredInferer(Inferer):
     Args:
         inferer: the MONAI inferer that calls the network.
         spatial_axis: the axes of (X, Y, Z) to mirror, in every combination: n axes cost 2^n passes; empty for none.
+
+    Raises:
+        TomokitError: when one of `spatial_axis` is no axis, or there twice.
     """
 
     def __init__(self, inferer: Inferer, spatial_axis: Sequence[int]) -> None:
         super().__init__()
         self.inferer = inferer
-        axes = [2 + axis for axis in spatial_axis]
-        self.flips = [flip for count in range(len(axes) + 1) for flip in itertools.combinations(axes, count)]
+        self.flips = list_flips(spatial_axis)
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Return the mean logits, (B, classes, X, Y[, Z]) or (B, classes), for `inputs` (B, C, X, Y[, Z])."""

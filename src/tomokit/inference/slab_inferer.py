@@ -1,6 +1,5 @@
 """Whole volumes through a network in bounded memory: a slab at a time, reduced to labels as it is finished."""
 
-import itertools
 import logging
 import math
 import time
@@ -24,6 +23,7 @@ from tomokit.inference.calling import NetworkCall, Probe, Probes
 from tomokit.inference.fields import Field, cut_strips, make_field, slab_bytes, too_little
 from tomokit.inference.finishing import reduce_slab, slab_logits, slab_nodes
 from tomokit.inference.grids import Axis, relate_grids, same_grid
+from tomokit.inference.inferers import list_flips
 from tomokit.inference.reducing import ENTROPY, VARIANCE, BlockReducer, Map, label_dtype
 from tomokit.inference.slabs import sum_slabs
 from tomokit.regions import region_values
@@ -97,8 +97,7 @@ class SlabInferer(Inferer):
         self.grid = grid
         self.nearest = interpolation == "nearest"
         self.batch = sw_batch_size
-        axes = [2 + axis for axis in mirror_axes]
-        self.flips = [flip for count in range(len(axes) + 1) for flip in itertools.combinations(axes, count)]
+        self.flips = list_flips(mirror_axes)
         self.body_crop = body_crop
         self.regions = regions
         self.maps = dict(maps or {})
