@@ -97,10 +97,10 @@ crossval: install  ## train and score every fold, gather the scores, join the ne
 train: install  ## train a network  [BUNDLE= NETWORK= LAYERS= DATA= FOLD= RUN=]
 	$(call run,$(CONFIGS)/train.yaml $(layers),--run_dir runs/$(RUN) $(dataset) $(ARGS) $(FOLD:%=--fold %))
 
-evaluate: install  ## score a run on its test cases  [RUN=]
+evaluate: install  ## score a run on its test cases  [BUNDLE= RUN=]
 	$(call run,$(trained) $(CONFIGS)/evaluate.yaml,$(ARGS))
 
-infer: install  ## use a run on new scans, or on its test images  [RUN= INPUT=]
+infer: install  ## use a run on new scans, or on its test images  [BUNDLE= RUN= INPUT=]
 	$(call run,$(trained) $(CONFIGS)/inference.yaml,$(INPUT:%=--input %) $(ARGS))
 
 release: install  ## write a run as one zip that MONAI's tools load  [BUNDLE= RUN= OUT=]
@@ -130,7 +130,7 @@ notebooks: $(VENV)/.installed-dev  ## run every notebook as committed
 fuzz: install  ## read damaged files of every format  [COUNT=]
 	$(BIN)/python tests/fuzzing.py --count $(COUNT)
 
-bench: install  ## measure and print a table  [NAME= ONLY= FULL=1; hippocampus: FOLD= MINUTES= RUN=; adrenal: SIZE=]
+bench: install  ## measure and print a table  [NAME= ONLY= FULL=1; hippocampus: FOLD= MINUTES= RUN=; inference: MINUTES=; adrenal: SIZE=]
 	$(BIN)/python benchmarks/$(NAME).py $(if $(ONLY),--only $(ONLY)) $(if $(FULL),--full) $(FOLD:%=--fold %) \
 	  $(MINUTES:%=--minutes %) $(SIZE:%=--size %) $(if $(filter command environment,$(origin RUN)),--run $(RUN)) $(ARGS)
 

@@ -16,15 +16,16 @@ from tomokit.release.training_data import TrainingData
 PLAIN = "inference_monai"
 RUN = "python -m monai.bundle run --config_file"
 INPUTS = {  # of each way a bundle lists its inputs
-    "tomokit.inference.list_inputs": "NIfTI files: a folder, one file, or a list; of several channels a list per case.",
-    "tomokit.inputs.list_cases": "NIfTI files: a folder, one file, or a list; of several modalities files "
-    "`case_0000.nii.gz`, `case_0001.nii.gz`, …. Records of the cases: `--table records.csv`, a column `case` and one "
-    "per field.",
+    "tomokit.inference.list_inputs": "NIfTI, MetaImage or NRRD files, or folders of one DICOM series each: a folder of "
+    "them, one, or a list; of several channels a list per case.",
+    "tomokit.inputs.list_cases": "NIfTI, MetaImage or NRRD files: a folder, one file, or a list; of several modalities "
+    "files `case_0000.nii.gz`, `case_0001.nii.gz`, …. Records of the cases: `--table records.csv`, a column `case` "
+    "and one per field.",
     "tomokit.engines.list_pairs": "Pairs of NIfTI files on one grid: a folder of `case_0000.nii.gz` and "
     "`case_0001.nii.gz`, or `[['first.nii.gz', 'second.nii.gz']]`.",
 }
 RESULTS = {
-    "segmentation": "a label map for each case, `<output_dir>/<case>.nii.gz`, on its scan's own grid",
+    "segmentation": "a label map for each case in `<output_dir>`, in its scan's format (DICOM's as NIfTI), on its grid",
     "classification": "`<output_dir>/classes.csv`: of each case the likeliest class and each one's probability",
     "multi_label": "`<output_dir>/labels.csv`: of each case each label's probability, and whether it is there",
     "regression": "`<output_dir>/value.csv`: of each case the value",
