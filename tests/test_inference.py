@@ -221,3 +221,38 @@ def test_logits_of_several_heads_stay_a_list_in_float32():
     inferer = MixedPrecisionInferer(SimpleInferer(), torch.bfloat16)
     heads = inferer(torch.ones(1, 1, 4, 4, 4), lambda x: [x.bfloat16(), x[..., ::2].bfloat16()])
     assert [head.dtype for head in heads] == [torch.float32] * 2 and heads[1].shape == (1, 1, 4, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "width", "dtype"),
+    [
+        ({"kernel_size": 3, "padding": 1}, 3, torch.bfloat16),
+        ({"kernel_size": 3, "padding": 1}, 2, torch.float32),
+        ({"kernel_size": 3, "padding": 2, "dilation": 2}, 4, torch.float32),
+        ({"kernel_size": 1, "stride": 2}, 1, torch.float32),
+        ({"kernel_size": (1, 3, 3), "padding": "same"}, 1, torch.bfloat16),
+    ],
+)
+def test_in_training_convolutions_of_narrow_maps_stay_in_float32(options, width, dtype):
+    network = torch.nn.Conv3d(2, 3, **options)
+    seen = []
+    network.register_forward_hook(lambda module, given, found: seen.append(found.dtype))
+    inferer = MixedPrecisionInferer(SimpleInferer(), torch.bfloat16)
+    image = torch.rand(1, 2, width, 8, 8)
+    inferer(image, network)
+    with torch.no_grad():
+        inferer(image, network)
+    assert seen == [dtype, torch.bfloat16]
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 5])
+def test_gradients_in_low_precision_are_those_of_float32(width):
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Conv3d(8, 16, 3, padding=1), torch.nn.Conv3d(16, 16, 3, padding=1))
+        image = torch.randn(4, 8, width, width, width)
+        MixedPrecisionInferer(SimpleInferer(), dtype)(image, network).square().sum().backward()
+        gradients.append(network[0].weight.grad)
+    error = torch.linalg.norm(gradients[1] - gradients[0]) / torch.linalg.norm(gradients[0])
+    assert error < 0.02

@@ -490,7 +490,7 @@ import resource, torch
 from tomokit.errors import TomokitError
 from tomokit.inference import SlabInferer
 network = torch.nn.Sequential(torch.nn.Conv3d(1, 16, 3, padding=1), torch.nn.Conv3d(16, 60, 1))
-image = torch.randn(1, 1, 96, 160, 160)
+image = torch.randn(1, 1, 64, 160, 160)
 import psutil
 used = psutil.Process().memory_info().vms
 resource.setrlimit(resource.RLIMIT_AS, (used + {spare}, -1))

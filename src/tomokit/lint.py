@@ -181,6 +181,7 @@ def _file_findings(path: str) -> list[Finding]:
     return [Finding(path, key, "duplicate", text) for key, text in duplicates]
 
 
+@functools.lru_cache
 def _duplicate_keys(text: str, path: str) -> list[tuple[str, str]]:
     """Return (key, message) for each key that a mapping of the file holds twice; the later one wins in silence."""
     if path.lower().endswith(".json"):
@@ -236,12 +237,19 @@ def _components(config: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, An
 
 def _follow(config: dict[str, Any], value: Any) -> Any:
     """Return what a plain reference leads to; anything else as it is."""
+    if not _is_reference(value):
+        return value
     items = dict(walk(config))
     for _ in range(10):  # a circle of references is MONAI's to report
-        if not (isinstance(value, str) and value.startswith("@") and value[1:] in items):
+        if not (_is_reference(value) and value[1:] in items):
             break
         value = items[value[1:]]
     return value
+
+
+def _is_reference(value: Any) -> bool:
+    """Tell whether a value is `@` with the id of another one."""
+    return isinstance(value, str) and value.startswith("@")
 
 
 def _kind_of_run(config: dict[str, Any]) -> str:

@@ -225,11 +225,14 @@ def _resample(
     n_patients = int(members.max()) + 1
     cases_of = [np.flatnonzero(members == patient) for patient in range(n_patients)]
     generator = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(resamples):
-        chosen = np.concatenate([cases_of[p] for p in generator.integers(n_patients, size=n_patients)])
-        drawn.append(np.asarray(statistics(*(column[chosen] for column in columns)), dtype=float))
-    return np.stack(drawn)
+    draws = np.stack([generator.integers(n_patients, size=n_patients) for _ in range(resamples)])
+    # of few patients, most resamples are the same again in another order
+    _, first, which = np.unique(np.sort(draws, axis=1), axis=0, return_index=True, return_inverse=True)
+    found = []
+    for patients in draws[first]:
+        chosen = np.concatenate([cases_of[patient] for patient in patients])
+        found.append(np.asarray(statistics(*(column[chosen] for column in columns)), dtype=float))
+    return np.stack(found)[which.ravel()]
 
 
 def _percentile_interval(value: float, drawn: NDArray[np.float64], n_patients: int, confidence: float) -> Interval:
