@@ -56,7 +56,7 @@ NETWORKS: dict[int, dict[str, dict[str, Any]]] = {
         "senet": {"network_def::inplanes": 16, "epochs": 10},
         "sequence": {},
     },
-    64: {  # each within three minutes
+    64: {  # each within a few minutes on one core
         "resnet": {},
         "densenet": {DENSE + "init_features": 8, DENSE + "growth_rate": 8, "epochs": 6},
         "inception": {"network_def::width": 4, "epochs": 3},
