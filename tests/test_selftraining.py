@@ -21,6 +21,7 @@ from tomokit.engines import PrepareBatch, make_sampler
 from tomokit.engines.checkpoints import WeightAverage, save
 from tomokit.engines.hardware import plain
 from tomokit.errors import TomokitError
+from tomokit.inference import SlabInferer
 from tomokit.selftraining import (
     MeanTeacher,
     PseudoLabeld,
@@ -42,25 +43,27 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("kind", [torch.Tensor, MetaTensor])
 def test_only_certain_voxels_get_a_label(kind):
-    chances = torch.tensor([[0.95, 0.1, 0.4, 0.05], [0.05, 0.9, 0.35, 0.0], [0.0, 0.0, 0.25, 0.95]]).view(3, 4, 1, 1)
-    found = PseudoLabeld("pred", 0.9, 3, 255)({"pred": kind(chances), "case": "a"})
+    inferer = SlabInferer((4, 1, 1), maps={"confidence": "confidence"})
+    inferer.found_maps = {"confidence": kind(torch.tensor([255, 230, 229, 242]).view(1, 4, 1, 1))}  # of 255
+    labels = torch.tensor([0, 1, 1, 2], dtype=torch.uint8).view(1, 4, 1, 1)
+    found = PseudoLabeld("pred", inferer, 0.9, 255)({"pred": kind(labels), "case": "a"})
     assert found["pred"].flatten().tolist() == [0, 1, 255, 2] and found["pred"].shape == (1, 4, 1, 1)
     assert type(found["pred"]) is torch.Tensor and found["case"] == "a"
     assert found["pred_sure"].item() == 0.75
-    assert found["pred_highest"].item() == pytest.approx(0.95)
-    nothing = PseudoLabeld("pred", 0.9, 3, 255)({"pred": kind(chances[:, :1])})
+    assert found["pred_highest"].item() == pytest.approx(242 / 255)
+    nothing = PseudoLabeld("pred", inferer, 0.9, 255)({"pred": kind(0 * labels)})
     assert nothing["pred_highest"].item() == 0  # sure of the background alone
 
 
 @pytest.mark.parametrize("confidence", [0, -0.1, 1.01])
 def test_an_impossible_confidence_is_refused(confidence):
     with pytest.raises(TomokitError, match=rf"above 0 and at most 1, got {confidence}"):
-        PseudoLabeld("pred", confidence, 3, 255)
+        PseudoLabeld("pred", SlabInferer((4, 1, 1)), confidence, 255)
 
 
 def test_regions_have_no_pseudo_labels():
-    with pytest.raises(TomokitError, match=r"gives 2 channels for 4 classes; regions that overlap"):
-        PseudoLabeld("pred", 0.9, 4, 255)({"pred": torch.rand(2, 3, 3, 3)})
+    with pytest.raises(TomokitError, match="tells regions that overlap, which have no pseudo-labels"):
+        PseudoLabeld("pred", SlabInferer((4, 1, 1), regions={"whole": [1, 2]}), 0.9, 255)
     with pytest.raises(TomokitError, match="classes or label maps, got the task 'value'"):
         attach_pseudo_labels(None, "run", "out", "best", 0.9, "value")
 

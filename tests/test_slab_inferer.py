@@ -184,14 +184,15 @@ def test_nearest_takes_the_label_of_the_nearest_voxel(smooth_network, write_volu
 
 
 @pytest.mark.parametrize("regions", [None, REGIONS])
-def test_maps_are_the_probabilities_and_the_entropy_of_the_interpolated_logits(regions, smooth_network, write_volume):
+def test_maps_are_probabilities_and_the_entropy_of_the_interpolated_logits(regions, smooth_network, write_volume):
     rng = np.random.default_rng(2)
     source = write_volume("scan.nii.gz", rng.normal(size=(37, 30, 22)), oblique_affine("LPS", shape=(37, 30, 22)))
     preprocessing, item, image = load(source, (2.0, 2.0, 2.0))
     logits = 20 * SlabInferer((16, 16, 16), reduce="logits", regions=regions)(image, smooth_network)
     whole = inverted(logits[0], preprocessing, item)
     scaled = torch.nn.Sequential(smooth_network, Scale(20))
-    inferer = SlabInferer((16, 16, 16), grid="source", regions=regions, maps={"two": 2, "unsure": "entropy"})
+    maps = {"two": 2, "unsure": "entropy", "sure": "confidence"}
+    inferer = SlabInferer((16, 16, 16), grid="source", regions=regions, maps=maps)
     labels = inferer(image, scaled)
     assert (labels == SlabInferer((16, 16, 16), grid="source", regions=regions)(image, scaled)).all()
     chances = whole.sigmoid() if regions else whole.softmax(0)
@@ -199,7 +200,8 @@ def test_maps_are_the_probabilities_and_the_entropy_of_the_interpolated_logits(r
     if regions:
         each = chances * chances.log2() + (1 - chances) * (1 - chances).log2()
         entropy = (-each).nan_to_num(0).amax(0)
-    for name, truth in (("two", chances[2]), ("unsure", entropy)):
+    sure = torch.maximum(chances, 1 - chances).amin(0) if regions else chances.amax(0)
+    for name, truth in (("two", chances[2]), ("unsure", entropy), ("sure", sure)):
         found = inferer.found_maps[name]
         assert found.shape == (1, 37, 30, 22) and found.dtype == torch.uint8
         assert (found.as_tensor()[0] / 255 - truth).abs().max() < 1 / 255 + 0.51 / 255
@@ -243,7 +245,7 @@ def test_one_network_has_no_variance(smooth_network):
 
 @pytest.mark.parametrize("of", [3, -1, "spread"])
 def test_a_map_of_nothing_is_refused(of, smooth_network):
-    with pytest.raises(TomokitError, match=f"map wanted is of {of!r}, not of a channel from 0 to 2, 'entropy' or"):
+    with pytest.raises(TomokitError, match=f"map wanted is of {of!r}, not of a channel from 0 to 2, 'confidence'"):
         SlabInferer((16, 16, 16), maps={"wanted": of})(torch.zeros(1, 1, 16, 16, 16), smooth_network)
 
 
@@ -365,11 +367,12 @@ def test_a_box_widens_to_the_window_within_the_volume(box, wide):
 def test_background_is_sure_outside_the_bodys_box(write_volume):
     source = write_volume("scan.nii.gz", phantom_scan(), np.diag([2.0, 2.0, 2.0, 1.0]))
     _, _, image = load(source, (2.0, 2.0, 2.0))
-    inferer = SlabInferer((16, 16, 16), grid="source", body_crop=True, maps={"air": 0, "organ": 1})
+    maps = {"air": 0, "organ": 1, "sure": "confidence"}
+    inferer = SlabInferer((16, 16, 16), grid="source", body_crop=True, maps=maps)
     inferer(image, torch.nn.Sequential(Threshold(), Scale(100)))
-    air, organ = (inferer.found_maps[name][0].as_tensor().int() for name in ("air", "organ"))
+    air, organ, sure = (inferer.found_maps[name][0].as_tensor().int() for name in maps)
     assert (air + organ - 255).abs().max() <= 1
-    assert air[0, 0, 0] == 255
+    assert air[0, 0, 0] == sure[0, 0, 0] == 255
 
 
 # ------------------------------------------------------------------------------------------------------- the last layer

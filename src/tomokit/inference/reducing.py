@@ -11,7 +11,7 @@ from tomokit.errors import TomokitError
 from tomokit.inference.grids import Stretch
 
 EDGE = 16  # cells of a block along each axis
-ENTROPY, VARIANCE = "entropy", "variance"
+ENTROPY, CONFIDENCE, VARIANCE = "entropy", "confidence", "variance"
 NEGLIGIBLE = 16.0  # logits below the largest: a probability of 1e-7, which no map of steps of 1/255 shows
 
 
@@ -24,7 +24,7 @@ class Map(NamedTuple):
     """A map on the source's grid, beside the labels.
 
     Attributes:
-        of: the channel whose probability it shows, "entropy", or "variance".
+        of: the channel whose probability it shows, "entropy", "confidence", or "variance".
         out: (X, Y, Z) uint8, in steps of 1/255.
     """
 
@@ -143,8 +143,10 @@ class BlockReducer:
         return labels
 
     def _chances(self, logits: Tensor, kept: Tensor, of: int | str) -> Tensor:
-        """Return the probability of a channel, or the entropy, from 0 to 1, of interpolated logits (kept, …)."""
+        """Return the probability of a channel or the likeliest label, or the entropy, of logits (kept, …): 0 to 1."""
         chances = logits.sigmoid() if self.painted else logits.softmax(0)
+        if of == CONFIDENCE:  # of regions the least certain one's
+            return torch.maximum(chances, 1 - chances).amin(0) if self.painted else chances.amax(0)
         if of != ENTROPY:
             place = kept.tolist()
             return chances[place.index(of)] if of in place else torch.zeros_like(logits[0])

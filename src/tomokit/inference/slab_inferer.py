@@ -24,7 +24,7 @@ from tomokit.inference.fields import Field, cut_strips, make_field, slab_bytes, 
 from tomokit.inference.finishing import reduce_slab, slab_logits, slab_nodes
 from tomokit.inference.grids import Axis, relate_grids, same_grid
 from tomokit.inference.inferers import list_flips
-from tomokit.inference.reducing import ENTROPY, VARIANCE, BlockReducer, Map, label_dtype
+from tomokit.inference.reducing import CONFIDENCE, ENTROPY, VARIANCE, BlockReducer, Map, label_dtype
 from tomokit.inference.slabs import sum_slabs
 from tomokit.regions import region_values
 
@@ -59,10 +59,10 @@ class SlabInferer(Inferer):
         body_crop: look only at the box that holds the body, grown where a structure touches its face; the rest is
             background. Only for labels.
         regions: `{name: [labels], …}` where channels are regions that may overlap; each paints its label.
-        maps: `{name: channel, …}`: probabilities to keep beside the labels. For the channel also "entropy", how
-            uncertain the labels are, or "variance", how far the members of an ensemble disagree
-            (`Ensemble.with_variance`), both from 0 to 1. After a call, the attribute `found_maps` has each,
-            (1, X, Y, Z) uint8 in steps of 1/255 on the labels' grid. A volume at a time.
+        maps: `{name: channel, …}`: probabilities to keep beside the labels. For the channel also "confidence", the
+            probability of the label that is given, "entropy", how uncertain it is, or "variance", how far the members
+            of an ensemble disagree (`Ensemble.with_variance`), all from 0 to 1. After a call, the attribute
+            `found_maps` has each, (1, X, Y, Z) uint8 in steps of 1/255 on the labels' grid. A volume at a time.
         dtype: the network's precision: `torch.bfloat16`, `torch.float16`, or `torch.float32`.
         backend: what runs the network: "torch", "compile", "onnx", "openvino", or "auto", the fastest of them here on a
             few of the first volume's windows. It must agree with PyTorch on these (`choose_backend`).
@@ -167,7 +167,8 @@ class SlabInferer(Inferer):
 
     def _outside(self, of: int | str, shape: Sequence[int]) -> Tensor:
         """Return a map as it is outside the body's box, where all is surely background: (X, Y, Z) uint8."""
-        return torch.full(tuple(shape), 255 if of == 0 and not self.regions else 0, dtype=torch.uint8)
+        sure = of == CONFIDENCE or (of == 0 and not self.regions)
+        return torch.full(tuple(shape), 255 if sure else 0, dtype=torch.uint8)
 
     def _wanted_grid(self, inputs: Tensor, number: int) -> tuple[tuple[int, ...], NDArray[Any], tuple[Axis, ...]]:
         """Return shape and affine of the wanted grid, and how it lies along the network's."""
@@ -318,7 +319,8 @@ def _check_maps(maps: Mapping[str, int | str], reduce: str, backend: str) -> Non
 def _check_channels(maps: Mapping[str, int | str], classes: int) -> None:
     """Refuse a map of what the network does not give."""
     for name, of in maps.items():
-        if of not in (ENTROPY, VARIANCE) and not (isinstance(of, int) and 0 <= of < classes):
+        if of not in (ENTROPY, CONFIDENCE, VARIANCE) and not (isinstance(of, int) and 0 <= of < classes):
             raise TomokitError(
-                f"map {name} is of {of!r}, not of a channel from 0 to {classes - 1}, '{ENTROPY}' or '{VARIANCE}'"
+                f"map {name} is of {of!r}, not of a channel from 0 to {classes - 1}, '{CONFIDENCE}', '{ENTROPY}' or "
+                f"'{VARIANCE}'"
             )

@@ -16,7 +16,8 @@ from tomokit.engines.hardware import plain
 from tomokit.engines.progress import ProgressBar
 from tomokit.errors import TomokitError, raise_problems
 from tomokit.files import read_json, write_json, write_table
-from tomokit.inference import finish_writing
+from tomokit.inference import SlabInferer, finish_writing
+from tomokit.inference.reducing import CONFIDENCE
 from tomokit.runs import is_main_process
 from tomokit.splits import check_disjoint
 
@@ -27,38 +28,36 @@ KINDS = ("classes", "segmentation")
 
 
 class PseudoLabeld(MapTransform):
-    """Turns probabilities into a label map of what is certain; the other voxels get the ignore label.
+    """Keeps of a label map what is certain; the other voxels get the ignore label.
 
     Beside it, as `<key>_sure`, stands the share of voxels that are certain, and as `<key>_highest` the largest
     probability of a voxel that a structure is the likeliest of.
 
     Args:
-        keys: the keys of the probabilities (C, X, Y[, Z]), the background first.
-        confidence: a voxel's largest probability must be at least this.
-        num_classes: C, the number of classes, background included.
+        keys: the key of the label map (1, X, Y[, Z]).
+        inferer: what made it, with a map "confidence".
+        confidence: the probability of a voxel's label must be at least this.
         ignore_label: the label of the others.
 
     Raises:
-        TomokitError: when the confidence is not above 0 and at most 1, or the channels are no classes.
+        TomokitError: when the confidence is not above 0 and at most 1, or the labels are of regions that overlap.
     """
 
-    def __init__(self, keys: KeysCollection, confidence: float, num_classes: int, ignore_label: int) -> None:
+    def __init__(self, keys: KeysCollection, inferer: SlabInferer, confidence: float, ignore_label: int) -> None:
         super().__init__(keys)
+        if inferer.regions:
+            raise TomokitError("the network tells regions that overlap, which have no pseudo-labels")
+        self.inferer = inferer
         self.confidence = check_confidence(confidence)
-        self.num_classes = num_classes
         self.ignore_label = ignore_label
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return `data` with a label map (1, X, Y[, Z]) for each key."""
+        """Return `data` with what is certain of each key's label map."""
         result = dict(data)
+        chances = plain(self.inferer.found_maps[CONFIDENCE]) / 255
+        sure = chances >= self.confidence
         for key in self.key_iterator(result):
-            if len(result[key]) != self.num_classes:
-                raise TomokitError(
-                    f"the network gives {len(result[key])} channels for {self.num_classes} classes; regions that "
-                    "overlap have no pseudo-labels"
-                )
-            chances, labels = plain(torch.as_tensor(result[key])).max(0, keepdim=True)
-            sure = chances >= self.confidence
+            labels = plain(torch.as_tensor(result[key])).to(chances.device)
             result[key] = torch.where(sure, labels, self.ignore_label)
             result[f"{key}_sure"] = sure.float().mean()
             result[f"{key}_highest"] = (chances * (labels > 0)).max()
