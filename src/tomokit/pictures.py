@@ -101,7 +101,7 @@ def draw_cases(
     volumes = [_to_ras(case) for case in cases]
     figure = Figure(figsize=(WIDTH_INCHES, ROW_INCHES * len(cases) + 0.9), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(h_pad=0.06, w_pad=0.03)  # type: ignore[union-attr,call-arg]
+    figure.get_layout_engine().set(h_pad=0.1, w_pad=0.03)  # type: ignore[union-attr,call-arg]
     rows = figure.subplots(len(cases), 3, squeeze=False)
     for axes, case, volume in zip(rows, cases, volumes, strict=True):
         _draw_row(list(axes), volume)
