@@ -261,7 +261,7 @@ def test_strips_of_a_slab_change_nothing(small_unet, monkeypatch, write_volume):
     whole = SlabInferer((16, 16, 16), grid="source")(image, small_unet)
     needed = []
     monkeypatch.setattr(module, "free_memory", lambda: 11e6)
-    monkeypatch.setattr(module, "slab_bytes", lambda *args: needed.append(args[2]) or args[2] * 2e5)
+    monkeypatch.setattr(module, "strip_bytes", lambda *args: needed.append(args[2]) or args[2] * 2e5)
     strips = SlabInferer((16, 16, 16), grid="source")(image, small_unet)
     assert needed[-1] < 0.6 * needed[0]  # several strips
     assert (strips == whole).float().mean() >= 0.9999

@@ -1,4 +1,4 @@
-"""The part of a volume that is looked at, as slabs and strips of it that fit into the memory."""
+"""The part of a volume that is looked at, in strips whose windows' sums fit into the memory."""
 
 import itertools
 import math
@@ -15,6 +15,7 @@ from tomokit.inference.boxes import Box
 from tomokit.inference.calling import Probe
 from tomokit.inference.grids import Axis
 from tomokit.inference.reducing import EDGE
+from tomokit.inference.slabs import open_slices
 from tomokit.inference.windows import Windows, place_windows
 from tomokit.memory import free_memory
 
@@ -66,7 +67,7 @@ def _ordered(values: Sequence[Any], order: Sequence[int]) -> tuple[Any, ...]:
 
 
 def cut_strips(field: Field, probe: Probe, batch: int) -> list[tuple[int, int]]:
-    """Return the strips, first and last node along the second axis, whose slabs fit into the free memory.
+    """Return the strips, first and last node along the second axis, whose sums fit into the free memory.
 
     Args:
         field: what is cut.
@@ -79,7 +80,7 @@ def cut_strips(field: Field, probe: Probe, batch: int) -> list[tuple[int, int]]:
     low, high = field.nodes[1]
     free = SHARE * _free_on(field.image.device)
     count = 1
-    while slab_bytes(field, probe, math.ceil((high - low) / count)) + probe.activations * batch > free:
+    while strip_bytes(field, probe, math.ceil((high - low) / count)) + probe.activations * batch > free:
         count *= 2
         if (high - low) / count < EDGE:
             size = [field.windows.size[field.order.index(axis)] for axis in range(3)]
@@ -96,11 +97,18 @@ def _free_on(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0]) + kept
 
 
-def slab_bytes(field: Field, probe: Probe, second: int) -> int:
-    """Return the bytes of a slab whose second axis has so many cells, with its bars' logits."""
-    depth, third = field.windows.size[0] + 1, field.image.shape[3]
-    bars = (2 * probe.features + 3 * probe.classes) * (EDGE + 1) ** 2 * third
-    return 4 * (probe.features * depth * (second + 1) * third + bars)
+def strip_bytes(field: Field, probe: Probe, second: int) -> int:
+    """Return the bytes of the sums in a strip whose second axis has so many cells, with its bars' logits."""
+    depth, width = field.windows.size[:2]
+    third = field.image.shape[3]
+    sums = (depth + 1) * (min(width, second + 1) + 1) + open_slices(field.windows) * (second + 1)
+    bars = (2 * probe.features + 3 * probe.classes) * (EDGE + 1) ** 2
+    return 4 * (probe.features * sums + bars) * third
+
+
+def count_rows(field: Field, strips: Sequence[tuple[int, int]]) -> int:
+    """Return the rows of windows along the third axis that are computed, in all strips together."""
+    return len(field.windows.starts[0]) * sum(len(field.windows.reaching((low, high + 1))) for low, high in strips)
 
 
 def too_little(size: Sequence[int], device: torch.device) -> str:

@@ -1,4 +1,6 @@
-"""A finished slab on its way to labels: divided by the windows' weights, through the last layer, bar by bar."""
+"""A finished part on its way to labels: divided by the windows' weights, through the last layer, bar by bar."""
+
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -9,53 +11,41 @@ from tomokit.inference.reducing import EDGE, BlockReducer
 from tomokit.inference.slabs import Finished
 
 
-def reduce_slab(
-    slab: Finished,
-    field: Field,
-    strip: tuple[int, int],
-    first_strip: bool,
-    head: nn.Module | None,
-    reducer: BlockReducer,
-    nearest: bool,
+def reduce_part(
+    part: Finished, field: Field, first_strip: bool, head: nn.Module | None, reducer: BlockReducer, nearest: bool
 ) -> None:
-    """Write the labels of a finished slab, bar by bar along the third axis."""
-    low, high = slab_nodes(slab, field)
-    if high < low or (high == low and slab.carried and low == slab.first):
+    """Write the labels of a finished part, bar by bar along the third axis."""
+    (low, high), columns = part_nodes(part, field)
+    fresh = not (part.carried[0] and low == part.first[0])
+    if high < low or (high == low and not fresh):
         return
-    fresh = not (slab.carried and low == slab.first)
     third = field.nodes[2]
     along = stretches(field.places[2], *third, EDGE, nearest, True)
     if not along:
         return
     for one in stretches(field.places[0], low, high, EDGE, nearest, fresh):
-        for two in stretches(field.places[1], *strip, EDGE, nearest, first_strip):
-            logits = slab_logits(slab, field, one.nodes, (two.nodes, strip[0]), (third[0], third[1] + 1), head)
+        for two in stretches(field.places[1], *columns, EDGE, nearest, first_strip and not part.carried[1]):
+            logits = part_logits(part, field, (one.nodes, two.nodes, (third[0], third[1] + 1)), head)
             reducer.reduce_bar(logits, (one, two), along, third[0])
 
 
-def slab_nodes(slab: Finished, field: Field) -> tuple[int, int]:
-    """Return the first and the last node of a finished slab that is no padding."""
+def part_nodes(part: Finished, field: Field) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the first and the last node of a finished part along the first axis, without padding, and the second."""
     low, high = field.nodes[0]
-    return max(low, slab.first), min(high, slab.first + len(slab.sums) - 1)
+    first, second = part.first
+    slices, columns = part.sums.shape[:2]
+    return (max(low, first), min(high, first + slices - 1)), (second, second + columns - 1)
 
 
-def slab_logits(
-    slab: Finished,
-    field: Field,
-    first: tuple[int, int],
-    second: tuple[tuple[int, int], int],
-    third: tuple[int, int],
-    head: nn.Module | None,
-) -> Tensor:
-    """Return the logits (K, first, second, third) of a finished slab's part, float32.
+def part_logits(part: Finished, field: Field, nodes: Sequence[tuple[int, int]], head: nn.Module | None) -> Tensor:
+    """Return the logits (K, first, second, third), float32, at nodes of a finished part.
 
-    `first`, `second` and `third` are nodes and one behind the last; with `second` stands the strip's first node.
+    `nodes` are of each axis the first one, and one behind the last.
     """
-    (low, high), start = second
-    parts = slice(first[0] - slab.first, first[1] - slab.first), slice(low - start, high - start), slice(*third)
+    begins = (*part.first, 0)
+    places = tuple(slice(low - begin, high - begin) for (low, high), begin in zip(nodes, begins, strict=True))
     totals = [field.windows.total_weights(axis) for axis in range(3)]
-    nodes = (first, (low, high), third)
     one, two, three = (1 / total[slice(*pair)] for total, pair in zip(totals, nodes, strict=True))
-    scale = (one[:, None, None] * two[:, None] * three).to(slab.sums.device)
-    features = slab.sums[parts] * scale[..., None]
+    scale = (one[:, None, None] * two[:, None] * three).to(part.sums.device)
+    features = part.sums[places] * scale[..., None]
     return apply_head(head, features) if head is not None else features.movedim(-1, 0).contiguous()

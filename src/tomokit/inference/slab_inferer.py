@@ -1,4 +1,4 @@
-"""Whole volumes through a network in bounded memory: a slab at a time, reduced to labels as it is finished."""
+"""Whole volumes through a network in bounded memory: a part at a time, reduced to labels as it is finished."""
 
 import logging
 import math
@@ -20,8 +20,8 @@ from tomokit.geometry import spacing_from_affine
 from tomokit.inference.backends import BACKENDS, Backends
 from tomokit.inference.boxes import MARGIN_MM, Box, find_body, grow, whole_box, widen
 from tomokit.inference.calling import NetworkCall, Probe, Probes
-from tomokit.inference.fields import Field, cut_strips, make_field, slab_bytes, too_little
-from tomokit.inference.finishing import reduce_slab, slab_logits, slab_nodes
+from tomokit.inference.fields import Field, count_rows, cut_strips, make_field, strip_bytes, too_little
+from tomokit.inference.finishing import part_logits, part_nodes, reduce_part
 from tomokit.inference.grids import Axis, relate_grids, same_grid
 from tomokit.inference.inferers import list_flips
 from tomokit.inference.reducing import CONFIDENCE, ENTROPY, VARIANCE, BlockReducer, Map, label_dtype
@@ -41,10 +41,11 @@ FULL_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "b
 class SlabInferer(Inferer):
     """Slides a window over whole volumes; gives labels without ever holding classes × volume.
 
-    Windows are evenly spaced and ordered along one axis. A slab to which no window adds any more is normalised, put
-    through the network's last layer, brought to the wanted grid, and reduced to labels, in blocks in which only the
-    classes that can win are interpolated. The memory does not grow with the length of the volume; where it is short,
-    the slab is cut into strips. Beside MONAI's `SlidingWindowInferer`, labels are those of the interpolated logits.
+    Windows are evenly spaced and ordered along one axis, in slabs as thick as a window, and row by row within a slab. A
+    part to which no window adds any more is normalised, put through the network's last layer, brought to the wanted
+    grid, and reduced to labels, in blocks in which only the classes that can win are interpolated. The memory does not
+    grow with the length of the volume; where it is short, the slabs are cut into strips. Beside MONAI's
+    `SlidingWindowInferer`, labels are those of the interpolated logits.
 
     Args:
         roi_size: (X, Y, Z) of a window in voxels; smaller volumes are padded with 0, as MONAI does.
@@ -208,17 +209,17 @@ class SlabInferer(Inferer):
         maps = [Map(found.of, found.out[..., None] if flat else found.out) for found in maps]
         out = out[..., None] if flat else out
         reducer = BlockReducer(values, bool(self.regions), order, out, maps, self.nearest, name)
-        total, done, told = len(strips) * len(field.windows.starts[0]), 0, time.monotonic()
+        rows, done, told = count_rows(field, strips), 0, time.monotonic()
         with call.ready(field.order) as (network, head):
             for number, strip in enumerate(strips):
                 wanted = (strip[0], strip[1] + 1)
-                slabs = sum_slabs(field.image, network, call.known.features, field.windows, wanted, self.batch)
-                for slab in slabs:
-                    reduce_slab(slab, field, strip, number == 0, head, reducer, self.nearest)
+                parts = sum_slabs(field.image, network, call.known.features, field.windows, wanted, self.batch)
+                for part in parts:
+                    reduce_part(part, field, number == 0, head, reducer, self.nearest)
                     done += 1
                     if self.grid == "source" and time.monotonic() - told > TOLD_SECONDS:
                         told = time.monotonic()
-                        logger.info("%s: slab %d of %d", name, done, total)
+                        logger.info("%s: %d of %d rows of windows", name, done, rows)
 
     def _outlook(
         self, field: Field, strips: Sequence[tuple[int, int]], probe: Probe, box: Box, shape: Sequence[int], held: int
@@ -226,15 +227,14 @@ class SlabInferer(Inferer):
         """Return a line that says what is ahead: windows, part of the volume, memory, `held` bytes of results in it."""
         size = "×".join(map(str, self.roi_size))
         part = math.prod(high - low for low, high in box) / math.prod(shape)
-        slab = slab_bytes(field, probe, max(high - low for low, high in strips))
+        sums = strip_bytes(field, probe, max(high - low for low, high in strips))
         active = probe.activations * self.batch
         cut = f" in {len(strips)} strips" if len(strips) > 1 else ""
         passes = f" × {len(self.flips)} mirrored" if len(self.flips) > 1 else ""
-        first, _, third = map(len, field.windows.starts)
-        number = first * third * sum(len(field.windows.reaching((low, high + 1))) for low, high in strips)
+        number = count_rows(field, strips) * len(field.windows.starts[2])
         return (
             f"{number} windows of {size}{passes}{cut}, {part:.0%} of the volume; "
-            f"about {(slab + active + held) / 1e9:.2g} GB beside the image: {slab / 1e9:.2g} of windows' sums, "
+            f"about {(sums + active + held) / 1e9:.2g} GB beside the image: {sums / 1e9:.2g} of windows' sums, "
             f"{active / 1e9:.2g} in the network, {held / 1e9:.2g} of labels and maps"
         )
 
@@ -248,12 +248,13 @@ class SlabInferer(Inferer):
         out = torch.empty((call.known.classes, *lengths), device=image.device)
         strip = (field.nodes[1][0], field.nodes[1][1] + 1)
         with call.ready(field.order) as (network, head):
-            for slab in sum_slabs(field.image, network, call.known.features, field.windows, strip, self.batch):
-                low, high = slab_nodes(slab, field)
+            for part in sum_slabs(field.image, network, call.known.features, field.windows, strip, self.batch):
+                (low, high), (left, right) = part_nodes(part, field)
+                columns = slice(left - strip[0], right + 1 - strip[0])
+                third = (field.nodes[2][0], field.nodes[2][1] + 1)
                 for node in range(low, high + 1):
-                    third = (field.nodes[2][0], field.nodes[2][1] + 1)
-                    logits = slab_logits(slab, field, (node, node + 1), (strip, strip[0]), third, head)
-                    out[:, node - field.nodes[0][0]] = logits[:, 0]
+                    logits = part_logits(part, field, ((node, node + 1), (left, right + 1), third), head)
+                    out[:, node - field.nodes[0][0], columns] = logits[:, 0]
         back = [1 + field.order.index(axis) for axis in range(3)]
         scores = out.permute(0, *back).reshape(-1, *shape)
         if self.reduce == "logits":
