@@ -10,7 +10,6 @@ import itertools
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 from nibabel.affines import apply_affine
 from nibabel.orientations import io_orientation
 from numpy.typing import ArrayLike, NDArray
@@ -286,6 +285,8 @@ def _refine(mask: Mask, spacing: tuple[float, float, float]) -> tuple[Mask, tupl
 
 def _measure_surface(mask: Mask, spacing: tuple[float, ...], volume_mm3: float) -> dict[str, Any]:
     """Return the surface of a mask of nearly cubic voxels, which ITK's weights of directions hold for, and ratios."""
+    import SimpleITK as sitk
+
     statistics = sitk.LabelShapeStatisticsImageFilter()
     statistics.ComputePerimeterOn()
     statistics.Execute(itk_image(mask.astype(np.uint8), np.diag([*spacing, 1.0])))

@@ -2,7 +2,8 @@
 
 Arrays are (X, Y, Z), or (X, Y, Z, C) where a file holds several channels, in the index order of the file; an
 affine is a (4, 4) matrix from voxel index to world, in mm, RAS. A header is believed only as far as the file's
-size bears it out, so that a damaged one can't ask for more memory than the file could fill.
+size bears it out, so that a damaged one can't ask for more memory than the file could fill. SimpleITK takes 100 MB:
+it is imported where a file or a measure needs it.
 """
 
 import contextlib
@@ -18,7 +19,6 @@ from typing import Any, NamedTuple
 
 import nibabel
 import numpy as np
-import SimpleITK as sitk
 from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
@@ -31,6 +31,7 @@ from tomokit.geometry import check_affine
 
 NIFTI = (".nii.gz", ".nii")
 ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
+ITK_TYPES = ("UInt8", "Int8", "UInt16", "Int16", "UInt32", "Int32", "UInt64", "Int64", "Float32", "Float64")
 PICTURES = (".png", ".jpg", ".jpeg")
 SUFFIXES = (*NIFTI, *ITK, *PICTURES)
 LARGEST_BYTES = 8 << 30  # 2048 × 2048 × 1024 voxels of int16
@@ -274,14 +275,17 @@ def _check_kind(path: Path, dtype: np.dtype[Any]) -> None:
 
 def _itk_header(path: Path) -> Header:
     """Return what ITK reads from a MetaImage or NRRD header, turned from LPS to RAS."""
+    import SimpleITK as sitk
+
     voxel_files(path)  # before ITK opens them
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     dimension = reader.GetDimension()
-    dtype = _ITK_TYPES.get(reader.GetPixelID())
+    pixel = reader.GetPixelID()
+    dtype = next((name.lower() for name in ITK_TYPES if pixel in _itk_numbers(sitk, name)), None)
     if dtype is None:
-        kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+        kind = sitk.GetPixelIDValueAsString(pixel)
         raise TomokitError(f"{path} has voxels of the type {kind}, not one number each; store grey values or labels")
     channels = reader.GetNumberOfComponents()
     if dimension not in (2, 3):
@@ -298,6 +302,8 @@ def _itk_header(path: Path) -> Header:
 
 def _itk_array(path: Path, header: Header) -> NDArray[Any]:
     """Return the voxels ITK reads, as (X, Y, Z[, C])."""
+    import SimpleITK as sitk
+
     array = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
     channels = len(header.shape) == 4
     spatial = tuple(reversed(range(array.ndim - channels)))
@@ -305,12 +311,20 @@ def _itk_array(path: Path, header: Header) -> NDArray[Any]:
     return turned.reshape(header.shape)
 
 
-def itk_image(array: ArrayLike, affine: ArrayLike) -> sitk.Image:
+def _itk_numbers(sitk: Any, name: str) -> tuple[int, ...]:
+    """Return ITK's numbers for voxels of that type: of one channel, and of several where it knows them."""
+    several = () if name.endswith("Int64") else (getattr(sitk, f"sitkVector{name}"),)
+    return (getattr(sitk, f"sitk{name}"), *several)
+
+
+def itk_image(array: ArrayLike, affine: ArrayLike) -> Any:
     """Return an array (X, Y, Z) of numbers, not bool, on its grid as SimpleITK's image: axes z, y, x and LPS inside.
 
     Raises:
         TomokitError: when `affine` is not an invertible (4, 4) matrix.
     """
+    import SimpleITK as sitk
+
     turned = LPS_TO_RAS @ check_affine(affine)
     spacing = voxel_sizes(turned)
     image = sitk.GetImageFromArray(np.ascontiguousarray(np.transpose(array)))
@@ -386,33 +400,6 @@ _NUMBERS = {
     **dict.fromkeys(("centerofrotation", "sizes", "spacings", "thicknesses", "space origin"), 4),
     **dict.fromkeys(("axis mins", "axismins", "axis maxs", "axismaxs"), 4),
     **dict.fromkeys(("transformmatrix", "rotation", "orientation", "space directions", "measurement frame"), 16),
-}
-
-
-_ITK_TYPES = {
-    sitk.sitkUInt8: np.uint8,
-    sitk.sitkInt8: np.int8,
-    sitk.sitkUInt16: np.uint16,
-    sitk.sitkInt16: np.int16,
-    sitk.sitkUInt32: np.uint32,
-    sitk.sitkInt32: np.int32,
-    sitk.sitkUInt64: np.uint64,
-    sitk.sitkInt64: np.int64,
-    sitk.sitkFloat32: np.float32,
-    sitk.sitkFloat64: np.float64,
-}
-_ITK_TYPES |= {
-    getattr(sitk, f"sitkVector{name}"): dtype
-    for name, dtype in (
-        ("UInt8", np.uint8),
-        ("Int8", np.int8),
-        ("UInt16", np.uint16),
-        ("Int16", np.int16),
-        ("UInt32", np.uint32),
-        ("Int32", np.int32),
-        ("Float32", np.float32),
-        ("Float64", np.float64),
-    )
 }
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 
 PATIENCE_SECONDS = 60  # for one frame
@@ -70,6 +69,8 @@ class Decoder:
 
 def main() -> None:
     """Answer each line with `dtype bytes` and the pixels of the file, or with `error` and why."""
+    import SimpleITK as sitk
+
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever the C libraries print stays out of the answers
     for _ in sys.stdin:

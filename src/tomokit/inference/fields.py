@@ -23,7 +23,7 @@ SHARE = 0.7  # of the free memory that may be planned for
 
 
 class Field(NamedTuple):
-    """A volume's part that is looked at, with the slab's axis first.
+    """A volume's part that is looked at: first the axis that takes most windows, last the one that takes fewest.
 
     Attributes:
         image: (C, first, second, third), padded to the window where it is smaller.
@@ -41,7 +41,7 @@ class Field(NamedTuple):
 
 
 def make_field(image: Tensor, box: Box, axes: Sequence[Axis], size: Sequence[int], overlap: float, mode: str) -> Field:
-    """Return the part of a volume (C, X, Y[, Z]) in a box, the slab's axis first; an image gets an axis of one."""
+    """Return the part of a volume (C, X, Y[, Z]) in a box, its axes in order; an image gets an axis of one."""
     places = [axis.places for axis in axes]
     image = image[(slice(None), *(slice(*part) for part in box))]
     if image.ndim == 3:
@@ -53,8 +53,7 @@ def make_field(image: Tensor, box: Box, axes: Sequence[Axis], size: Sequence[int
     moved = [place - low + before for place, (low, _), (before, _) in zip(places, box, pads, strict=True)]
     image = nn.functional.pad(image, list(itertools.chain.from_iterable(reversed(pads)))) if any(short) else image
     lengths = image.shape[1:]
-    first = min(range(3), key=lambda axis: size[axis] / lengths[axis])  # the slab takes least memory along it
-    order = (first, *(axis for axis in range(3) if axis != first))
+    order = tuple(sorted(range(3), key=lambda axis: size[axis] / lengths[axis]))  # in which the sums take least memory
     windows = place_windows([lengths[axis] for axis in order], [size[axis] for axis in order], overlap, mode)
     return Field(
         image.permute(0, *(1 + axis for axis in order)), _ordered(nodes, order), _ordered(moved, order), order, windows

@@ -8,7 +8,6 @@ from typing import Any
 
 import nibabel
 import numpy as np
-import SimpleITK as sitk
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
@@ -158,6 +157,8 @@ def _write_nifti(values: NDArray[Any], source: str | Path, path: str | Path) -> 
 
 def _write_itk(values: NDArray[Any], source: str | Path, path: str | Path) -> None:
     """Write an array with the grid and the further fields of a MetaImage or NRRD file."""
+    import SimpleITK as sitk
+
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(source))
     reader.ReadImageInformation()

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -41,6 +40,8 @@ def count_tissues(image: Volume) -> NDArray[np.float64]:
 
     Source: Otsu, IEEE Transactions on Systems, Man, and Cybernetics 9 (1979).
     """
+    import SimpleITK as sitk
+
     tissue = sitk.GetArrayFromImage(
         sitk.OtsuMultipleThresholds(sitk.GetImageFromArray(image.astype(np.float32, order="C")), TISSUES - 1)
     )
