@@ -25,7 +25,9 @@ def fill_blocks(benchmark: str, block: Callable[[Sequence[str]], str]) -> None:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table on lines of its own."""
+    """Return a Markdown table on lines of its own, or that nothing is measured yet."""
+    if not rows:
+        return "not measured yet"
     lines = [head, ["---"] * len(head), *rows]
     return "\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 

@@ -291,8 +291,7 @@ def show_p(p: float | None) -> str:
 
 def block(rows: Sequence[Row], dataset: str) -> str:
     """Return a data set's table in Markdown."""
-    found = lines(rows, dataset)
-    return markdown_table(HEAD, found) if found else "not measured"
+    return markdown_table(HEAD, lines(rows, dataset))
 
 
 def tell_goals(rows: Sequence[Row], dataset: str) -> list[str]:

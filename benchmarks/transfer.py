@@ -338,8 +338,7 @@ def heads(name: str) -> list[str]:
 
 def block(rows: Sequence[dict[str, Any]], name: str) -> str:
     """Return the Markdown table of a target for the docs."""
-    found = lines(rows, name)
-    return markdown_table(heads(name), found) if found else "not measured yet"
+    return markdown_table(heads(name), lines(rows, name))
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
