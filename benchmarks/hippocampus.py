@@ -262,7 +262,8 @@ def block(rows: Sequence[dict[str, Any]], kind: str) -> str:
 def fold_table(rows: Sequence[dict[str, Any]]) -> str:
     """Return a line per system and fold, nnU-Net's figure beside it, and the mean where all five are there."""
     lines, means = [], []
-    for row in (row for row in rows if " fold " in row["dataset"] and row["metric"] == "dice"):
+    found = (row for row in rows if " fold " in row["dataset"] and row["metric"] == "dice")
+    for row in sorted(found, key=lambda row: (row["system"], row["dataset"])):
         fold = int(row["dataset"][-1])
         names = row["system"], row["dataset"]
         surface = next(r for r in rows if (r["system"], r["dataset"], r["metric"]) == (*names, "nsd 1 mm"))

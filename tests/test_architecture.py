@@ -45,6 +45,16 @@ def test_imports_go_to_the_same_or_an_earlier_group():
     assert wrong == []
 
 
+def test_simpleitk_is_imported_late():
+    begun = [
+        path.name
+        for path in SOURCE.rglob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.Import | ast.ImportFrom) and "SimpleITK" in ast.unparse(node)
+    ]
+    assert begun == []  # it takes 100 MB
+
+
 def test_there_is_no_cycle():
     imports = read_imports()
     done: list[str] = []

@@ -58,10 +58,12 @@ def test_only_certain_voxels_get_a_label(kind):
 @pytest.mark.parametrize("confidence", [0, -0.1, 1.01])
 def test_an_impossible_confidence_is_refused(confidence):
     with pytest.raises(TomokitError, match=rf"above 0 and at most 1, got {confidence}"):
-        PseudoLabeld("pred", SlabInferer((4, 1, 1)), confidence, 255)
+        PseudoLabeld("pred", SlabInferer((4, 1, 1), maps={"confidence": "confidence"}), confidence, 255)
 
 
-def test_regions_have_no_pseudo_labels():
+def test_what_gives_no_pseudo_labels_is_refused():
+    with pytest.raises(TomokitError, match="need the inferer's map of the confidence"):
+        PseudoLabeld("pred", SlabInferer((4, 1, 1), maps={"confidence": "entropy"}), 0.9, 255)
     with pytest.raises(TomokitError, match="tells regions that overlap, which have no pseudo-labels"):
         PseudoLabeld("pred", SlabInferer((4, 1, 1), regions={"whole": [1, 2]}), 0.9, 255)
     with pytest.raises(TomokitError, match="classes or label maps, got the task 'value'"):

@@ -1,9 +1,16 @@
 import itertools
+import math
 
 import pytest
 import torch
 from torch import Tensor
 
+from tomokit.inference import slabs
+from tomokit.inference.boxes import whole_box
+from tomokit.inference.calling import Probe
+from tomokit.inference.fields import make_field, strip_bytes
+from tomokit.inference.grids import same_grid
+from tomokit.inference.reducing import EDGE
 from tomokit.inference.slabs import open_slices, sum_slabs
 from tomokit.inference.windows import Windows, place_windows
 
@@ -44,6 +51,19 @@ def test_every_voxel_of_a_strip_is_finished_once_with_all_its_windows(overlap, s
         assert all(times[place][:, 0] == 1) or not part.carried[1]
         times[place][int(part.carried[0]) :, int(part.carried[1]) :] += 1
     assert (times[:, slice(*strip)] == 1).all() and times.sum() == SHAPE[0] * (strip[1] - strip[0])
+
+
+def test_the_sums_take_the_memory_that_is_planned_for(monkeypatch):
+    held = []
+    make = torch.zeros
+    shape = (100, 60, 40)
+    field = make_field(torch.zeros(1, *shape), whole_box(shape), same_grid(shape), (20, 20, 20), 0.5, "gaussian")
+    monkeypatch.setattr(slabs.torch, "zeros", lambda *size, **more: held.append(math.prod(size)) or make(*size, **more))
+    for low, high in ((0, 59), (10, 20)):
+        held.clear()
+        list(sum_slabs(field.image, network, 2, field.windows, (low, high + 1), 1))
+        bars = 4 * 2 * 2 * (EDGE + 1) ** 2 * 40
+        assert 4 * sum(held) == strip_bytes(field, Probe(0, "", 2, 0), high - low) - bars
 
 
 def test_between_slabs_only_what_the_next_one_reaches_is_held():

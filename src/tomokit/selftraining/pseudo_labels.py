@@ -35,18 +35,23 @@ class PseudoLabeld(MapTransform):
 
     Args:
         keys: the key of the label map (1, X, Y[, Z]).
-        inferer: what made it, with a map "confidence".
-        confidence: the probability of a voxel's label must be at least this.
+        inferer: what made it, with `maps: {confidence: confidence}`.
+        confidence: the probability of a voxel's label must be at least this; it is known in steps of 1/255.
         ignore_label: the label of the others.
 
     Raises:
-        TomokitError: when the confidence is not above 0 and at most 1, or the labels are of regions that overlap.
+        TomokitError: when the confidence is not above 0 and at most 1, the labels are of regions that overlap, or the
+            inferer keeps no such map.
     """
 
     def __init__(self, keys: KeysCollection, inferer: SlabInferer, confidence: float, ignore_label: int) -> None:
         super().__init__(keys)
         if inferer.regions:
             raise TomokitError("the network tells regions that overlap, which have no pseudo-labels")
+        if inferer.maps.get(CONFIDENCE) != CONFIDENCE:
+            raise TomokitError(
+                "pseudo-labels need the inferer's map of the confidence: `maps: {confidence: confidence}`"
+            )
         self.inferer = inferer
         self.confidence = check_confidence(confidence)
         self.ignore_label = ignore_label
