@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, PolynomialLR
 from tomokit import phantoms
 from tomokit.engines.checkpoints import save
 from tomokit.errors import TomokitError
-from tomokit.finetuning import UnfreezeAt, find_head, load_pretrained
+from tomokit.finetuning import LowerRates, UnfreezeAt, find_head, load_pretrained
 
 UNET = {"kernel_size": [3] * 3, "strides": [1, 2, 2], "upsample_kernel_size": [2] * 2, "filters": [4, 8, 8]}
 
@@ -159,7 +159,7 @@ def test_what_was_not_loaded_is_trained_even_in_the_body(tmp_path):
     assert trained == ["layer1.0.conv1.weight", "fc.weight", "fc.bias"]
 
 
-def training(tmp_path, schedule) -> Engine:
+def training(tmp_path, schedule, handler) -> Engine:
     """Return an engine that fine-tunes a resnet on noise: its head for two epochs, then everything."""
     save(small_resnet(seed=1).state_dict(), tmp_path / "weights.pt")
     network = load_pretrained(small_resnet(num_classes=2), tmp_path / "weights.pt", freeze="body")
@@ -178,10 +178,14 @@ def training(tmp_path, schedule) -> Engine:
     rates: list[float] = []
     engine = Engine(step)
     engine.network, engine.optimizer, engine.scheduler, engine.rates = network, optimizer, scheduler, rates
-    UnfreezeAt(2, scheduler, factor=0.1).attach(engine)
+    handler(scheduler).attach(engine)
     return engine
 
 
+HANDLERS = {
+    "unfreeze": lambda schedule: UnfreezeAt(2, schedule, factor=0.1),
+    "lower": lambda schedule: LowerRates(schedule, 0.1),
+}
 SCHEDULES = {
     "lambda": lambda optimizer: LambdaLR(optimizer, lambda step: 1 / (1 + step)),
     "polynomial": lambda optimizer: PolynomialLR(optimizer, total_iters=20),
@@ -189,13 +193,14 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize("handler", HANDLERS.values(), ids=HANDLERS)
 @pytest.mark.parametrize("stop", [1, 2, 3, 4])
-def test_a_resumed_training_unfreezes_as_an_uninterrupted_one(schedule, stop, tmp_path):
-    whole = training(tmp_path, schedule)
+def test_a_resumed_training_has_the_rates_of_an_uninterrupted_one(schedule, handler, stop, tmp_path):
+    whole = training(tmp_path, schedule, handler)
     whole.run([0, 1], max_epochs=5)
-    first = training(tmp_path, schedule)
+    first = training(tmp_path, schedule, handler)
     first.run([0, 1], max_epochs=stop)
-    again = training(tmp_path, schedule)
+    again = training(tmp_path, schedule, handler)
     again.network.load_state_dict(first.network.state_dict())
     again.optimizer.load_state_dict(first.optimizer.state_dict())
     again.scheduler.load_state_dict(first.scheduler.state_dict())
@@ -212,7 +217,7 @@ def test_a_resumed_training_unfreezes_as_an_uninterrupted_one(schedule, stop, tm
     [("lambda", [1, 1 / 2, 1 / 3, 1 / 4, 0.1 / 5, 0.1 / 6]), ("polynomial", [1, 0.95, 0.9, 0.85, 0.08, 0.075])],
 )
 def test_the_body_is_trained_from_its_epoch_on_at_a_lower_rate(schedule, rates, tmp_path):
-    engine = training(tmp_path, SCHEDULES[schedule])
+    engine = training(tmp_path, SCHEDULES[schedule], HANDLERS["unfreeze"])
     body = engine.network.conv1.weight
     before = body.detach().clone()
     engine.run([0, 1], max_epochs=2)
@@ -222,9 +227,17 @@ def test_the_body_is_trained_from_its_epoch_on_at_a_lower_rate(schedule, rates, 
     assert engine.rates == pytest.approx([0.01 * rate for rate in rates])
 
 
+def test_fine_tuning_takes_a_part_of_the_rates_from_the_first_step_on(tmp_path):
+    engine = training(tmp_path, SCHEDULES["lambda"], HANDLERS["lower"])
+    engine.run([0, 1], max_epochs=2)
+    assert engine.rates == pytest.approx([0.01 * 0.1 / step for step in (1, 2, 3, 4)])
+
+
 def test_a_rate_of_nothing_is_refused():
     with pytest.raises(TomokitError, match="must be above 0, got 0"):
         UnfreezeAt(1, None, factor=0)
+    with pytest.raises(TomokitError, match="must be above 0, got nan"):
+        LowerRates(None, factor=float("nan"))
 
 
 def stop_here(*_):

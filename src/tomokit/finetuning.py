@@ -179,6 +179,32 @@ def rate_groups(
     return [{"params": part, "lr": rate} for part, rate in parts if part]
 
 
+class LowerRates:
+    """Trains with a part of the schedule's learning rates from the first epoch on: a handler of the trainer.
+
+    A bundle's optimizer, or a layer's, brings the rate of training from scratch; fine-tuning takes a part of it.
+
+    Args:
+        lr_scheduler: torch's schedule of the optimizer; a checkpoint keeps its lowered rates.
+        factor: the learning rate, as part of what the schedule gives.
+
+    Raises:
+        TomokitError: when the factor is not above 0.
+    """
+
+    def __init__(self, lr_scheduler: Any, factor: float = 0.1) -> None:
+        self.lr_scheduler = lr_scheduler
+        self.factor = _check_factor(factor)
+
+    def attach(self, engine: Engine) -> None:
+        """Lower the rates before the first step of a run; one that is resumed has them in its checkpoint."""
+        engine.add_event_handler(Events.EPOCH_STARTED(once=1), self)
+
+    def __call__(self, engine: Any) -> None:
+        """Lower the rates."""
+        lower_rates(self.lr_scheduler, self.factor)
+
+
 class UnfreezeAt:
     """Trains a frozen body from an epoch on, at a lower learning rate: a handler of the trainer.
 
@@ -195,11 +221,9 @@ class UnfreezeAt:
     """
 
     def __init__(self, epochs: int, lr_scheduler: Any, factor: float = 0.1) -> None:
-        if factor <= 0:
-            raise TomokitError(f"the factor of the learning rate must be above 0, got {factor}")
         self.epochs = epochs
         self.lr_scheduler = lr_scheduler
-        self.factor = factor
+        self.factor = _check_factor(factor)
 
     def attach(self, engine: Engine) -> None:
         """Look at the start of each epoch of the trainer whether it is time."""
@@ -216,13 +240,14 @@ class UnfreezeAt:
             engine.network = rejoin(engine.network)
             logger.info("epoch %d: the whole network is trained from here on", engine.state.epoch)
         if engine.state.epoch == self.epochs + 1:
-            self._lower()
+            lower_rates(self.lr_scheduler, self.factor)
 
-    def _lower(self) -> None:
-        """Lower the learning rate now and in all that the schedule gives."""
-        for group in self.lr_scheduler.optimizer.param_groups:
-            group["lr"] *= self.factor
-        self.lr_scheduler.base_lrs = [rate * self.factor for rate in self.lr_scheduler.base_lrs]
+
+def lower_rates(lr_scheduler: Any, factor: float) -> None:
+    """Multiply the optimizer's learning rates by the factor, now and in all that its schedule gives."""
+    for group in lr_scheduler.optimizer.param_groups:
+        group["lr"] *= factor
+    lr_scheduler.base_lrs = [rate * factor for rate in lr_scheduler.base_lrs]
 
 
 def rejoin(network: nn.Module) -> nn.Module:
@@ -230,6 +255,13 @@ def rejoin(network: nn.Module) -> nn.Module:
     if not isinstance(network, nn.parallel.DistributedDataParallel):
         return network
     return nn.parallel.DistributedDataParallel(network.module, device_ids=network.device_ids)
+
+
+def _check_factor(factor: float) -> float:
+    """Return the factor of the learning rates, or raise TomokitError when it is not above 0."""
+    if not factor > 0:
+        raise TomokitError(f"the factor of the learning rate must be above 0, got {factor}")
+    return factor
 
 
 def _read(path: Path) -> dict[str, Tensor]:
