@@ -21,6 +21,8 @@ from tomokit.inference import (
     list_inputs,
     write_on_source_grid,
 )
+from tomokit.inference.read_ahead import ReadAhead
+from tomokit.inputs import list_images
 from tomokit.reading import ScanReader, read_scan
 from tomokit.volumes import itk_image
 
@@ -140,6 +142,40 @@ def test_inputs_are_a_file_several_or_a_folder(write_volume, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(TomokitError, match=r"no scan .* in .*empty"):
         list_inputs(tmp_path / "empty")
+
+
+def test_cases_of_several_modalities_are_the_numbered_files_of_a_folder(write_volume, tmp_path):
+    names = [f"{case}_{number:04d}" for case in "ab" for number in (0, 1)]
+    files = [write_volume(f"in/{name}.nii.gz", np.zeros((2, 2, 2), np.float32)) for name in names]
+    expected = [{"case": "a", "image": files[:2]}, {"case": "b", "image": files[2:]}]
+    assert list_images(tmp_path / "in", channels=2) == expected
+    with pytest.raises(TomokitError, match="a has 2 modalities, the network takes 1"):
+        list_images([files[:2]])
+    with pytest.raises(TomokitError, match="a lacks a modality, which only a fusion"):
+        list_images(tmp_path / "in", channels=3)
+    write_volume("in/c.nii.gz", np.zeros((2, 2, 2), np.float32))
+    with pytest.raises(TomokitError, match=r"the scans in .*in must be called case_0000 to case_0001"):
+        list_images(tmp_path / "in", channels=2)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("can't start new thread"),
+        MemoryError(),
+    ],
+)
+def test_a_scan_too_large_to_be_resampled_is_told_in_one_line(error):
+    class Data(list):
+        def __getitem__(self, _):
+            try:
+                raise error
+            except (RuntimeError, MemoryError) as cause:
+                raise RuntimeError("applying transform <…>") from cause
+
+    with pytest.raises(TomokitError, match=r"^the free memory \([\d.]+ GB\) does not suffice to read and resample"):
+        list(ReadAhead(Data([1]), batch_size=1))
 
 
 @pytest.mark.parametrize(("suffix", "written"), [(".nrrd", ".nrrd"), (".mha", ".mha"), (".mhd", ".mha")])

@@ -12,13 +12,23 @@ import torch
 from grids import oblique_affine
 from monai.data import MetaTensor, list_data_collate
 from monai.inferers.utils import sliding_window_inference
-from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, Orientationd, Spacingd, SpatialPadd
+from monai.transforms import (
+    CenterSpatialCropd,
+    Compose,
+    CropForegroundd,
+    EnsureChannelFirstd,
+    Invertd,
+    LoadImaged,
+    Orientationd,
+    Spacingd,
+    SpatialPadd,
+)
 
 import tomokit.inference.fields as module
 from tomokit.ensembles import Ensemble
 from tomokit.errors import TomokitError
 from tomokit.inference import SlabInferer
-from tomokit.inference.boxes import widen
+from tomokit.inference.boxes import find_body, widen
 from tomokit.inference.heads import find_head, without_head
 from tomokit.inference.windows import place_windows
 from tomokit.networks import LeanUNet
@@ -155,6 +165,28 @@ def test_labels_on_the_source_are_those_of_monais_inverted_logits(codes, spacing
     assert labels.shape == (1, 1, *shape)
     assert np.allclose(labels.affine[0], nibabel.load(source).affine)
     assert (labels[0, 0] == truth.argmax(0)).float().mean() >= 0.9999
+
+
+CROPS = [CropForegroundd("image", source_key="image", margin=0), CenterSpatialCropd("image", (9, 30, 17))]
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR"])
+@pytest.mark.parametrize("crop", CROPS, ids=["foreground", "centre"])
+def test_what_preprocessing_cropped_away_is_background(codes, crop, write_volume):
+    scan = np.zeros((37, 30, 22))
+    scan[12:25, 9:20, 6:18] = 1
+    source = write_volume("scan.nii.gz", scan, oblique_affine(codes, shape=scan.shape))
+    item_of = Compose([LoadImaged("image", ensure_channel_first=True), Orientationd("image", "RAS", labels=None), crop])
+    item = item_of({"image": str(source)})
+    image = list_data_collate([item])["image"]
+    truth = inverted(SlabInferer((8, 8, 8), reduce="logits")(image, Threshold())[0], item_of, item)
+    assert 0 < truth.argmax(0).sum() <= scan.sum()
+    maps = {"organ": 1, "sure": "confidence"}
+    inferer = SlabInferer((8, 8, 8), grid="source", maps=maps)
+    assert torch.equal(inferer(image, Threshold())[0, 0].as_tensor(), truth.argmax(0).byte())
+    outside = torch.as_tensor(nibabel.load(source).get_fdata() == 0) & (truth == 0).all(0)
+    assert not inferer.found_maps["organ"][0].as_tensor()[outside].any()
+    assert (inferer.found_maps["sure"][0].as_tensor()[outside] == 255).all()
 
 
 def test_regions_paint_their_labels_as_on_the_whole_volume(smooth_network, write_volume):
@@ -311,24 +343,54 @@ def test_the_bodys_box_saves_windows_and_changes_no_structure(write_volume):
     assert torch.equal(labels, truth)
 
 
-def test_the_box_grows_where_a_structure_touches_its_face(write_volume, caplog):
+class Dark(Threshold):
+    """Calls voxels of -0.999 organ: a little brighter than air."""
+
+    def forward(self, image):
+        self.calls += len(image)
+        score = 1e-3 - 2 * (image + 0.999).abs()
+        return torch.cat([-score, score], 1)
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR"])
+def test_the_box_grows_where_a_structure_touches_its_face(codes, write_volume, caplog):
     scan = phantom_scan()
     scan[45:78, 43:48, 48:53] = -0.999  # a dark structure out of the body's box, in the air
-    source = write_volume("scan.nii.gz", scan, np.diag([2.0, 2.0, 2.0, 1.0]))
+    oriented = nibabel.Nifti1Image(scan, np.diag([2.0, 2.0, 2.0, 1.0]))
+    turn = nibabel.orientations.ornt_transform(
+        nibabel.io_orientation(oriented.affine), nibabel.orientations.axcodes2ornt(codes)
+    )
+    oriented = oriented.as_reoriented(turn)
+    source = write_volume("scan.nii.gz", oriented.get_fdata(), oriented.affine)
     _, _, image = load(source, (2.0, 2.0, 2.0))
-
-    class Dark(Threshold):
-        def forward(self, image):
-            self.calls += len(image)
-            score = 1e-3 - 2 * (image + 0.999).abs()
-            return torch.cat([-score, score], 1)
-
     with caplog.at_level("INFO"):
         labels = SlabInferer((16, 16, 16), grid="source", body_crop=True)(image, Dark())
     truth = SlabInferer((16, 16, 16), grid="source")(image, Dark())
     assert 0 < caplog.text.count("reaches the body box's face") <= 2  # each time twice as far
-    assert truth[0, 0, 45:78, 43:48, 48:53].all()
+    assert truth.sum() >= 33 * 5 * 5
     assert torch.equal(labels, truth)
+
+
+@pytest.mark.parametrize("first", [15, 16, 17])
+def test_a_structure_between_two_thick_slices_reaches_the_boxs_face(first, write_volume):
+    scan = np.full((60, 60, 40), -1.0)
+    scan[15:45, 15:45, :14] = 0  # the body, in slices 8 mm apart; its box ends between slices 16 and 17
+    scan[28:32, 28:32, first:38] = -0.999
+    source = write_volume("scan.nii.gz", scan, np.diag([2.0, 2.0, 8.0, 1.0]))
+    _, _, image = load(source, (2.0, 2.0, 2.0))
+    assert find_body(image[0].as_tensor(), (2.0, 2.0, 2.0))[2] == (0, 66)
+    labels = SlabInferer((16, 16, 16), grid="source", body_crop=True)(image, Dark())
+    assert torch.equal(labels, SlabInferer((16, 16, 16), grid="source")(image, Dark()))
+    assert labels.sum() == 16 * (38 - first)
+
+
+def test_the_body_is_found_in_every_channel_with_a_margin_around_it():
+    image = torch.zeros(2, 90, 80, 70)
+    image[0, 30:50, 20:40, 30:40] = 100
+    image[1, 30:50, 20:40, 40:50] = 15  # dark beside the table that is there too
+    image[1, 60:62, 20:60, 10:60] = 100
+    assert find_body(image[:1], (4.0, 5.0, 10.0)) == ((24, 55), (15, 44), (27, 42))
+    assert find_body(image, (4.0, 5.0, 10.0)) == ((24, 67), (15, 64), (7, 62))
 
 
 def test_where_the_air_is_not_dark_the_whole_volume_is_looked_at():
@@ -402,6 +464,78 @@ def test_a_layer_that_is_not_the_last_is_no_head():
 # ----------------------------------------------------------------------------------------------------- surroundings
 
 
+def test_bfloat16_is_the_networks_precision_alone(small_unet):
+    torch.manual_seed(0)
+    image = torch.rand(1, 1, 20, 33, 24)
+    whole, lower = (
+        SlabInferer((16, 16, 16), reduce="logits", dtype=dtype)(image, small_unet)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert lower.dtype == torch.float32
+    assert 0 < (lower - whole).abs().max() < 0.05 * whole.abs().max()
+
+
+class Lifted(torch.nn.Module):
+    """Makes part of what is below 0 a region: hills become plateaus."""
+
+    def forward(self, logits):
+        return logits + 8
+
+
+class Bumps(torch.nn.Module):
+    """Gives each of its classes a smooth hill of its own, wide beside the blocks in which classes are ruled out."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.centres = torch.linspace(-1, 1, classes)
+
+    def forward(self, image):
+        return -40 * (image - self.centres[:, None, None, None]) ** 2
+
+
+@pytest.mark.parametrize("regions", [None, {"whole": [1, 2, 3], "core": [1, 3], "enhancing": [3]}])
+def test_ruling_classes_out_block_by_block_changes_no_label(regions, write_volume):
+    shape = (44, 40, 56)
+    ramp = np.linspace(-1, 1, shape[2])
+    scan = (
+        ramp * np.cos(np.linspace(0, 2, shape[0]))[:, None, None] + 0.1 * np.sin(np.linspace(0, 6, shape[1]))[:, None]
+    )
+    source = write_volume("scan.nii.gz", scan.astype(np.float32), oblique_affine("LPS", shape=shape))
+    preprocessing, item, image = load(source, (1.5, 1.5, 1.5))
+    classes = 3 if regions else 24
+    network = torch.nn.Sequential(Bumps(classes), Lifted()) if regions else Bumps(classes)
+    given = {"regions": regions}
+    logits = inverted(SlabInferer((32, 32, 32), reduce="logits", **given)(image, network)[0], preprocessing, item)
+    labels = SlabInferer((32, 32, 32), grid="source", **given)(image, network)[0, 0]
+    truth = logits.argmax(0)
+    if regions:
+        truth = torch.zeros(shape)
+        for region, value in zip(logits, region_values(regions), strict=True):
+            truth = truth.masked_fill(region >= 0, value)
+    assert len(labels.unique()) == (4 if regions else 24)
+    assert (labels == truth).float().mean() >= 0.9999
+
+
+def test_more_classes_than_a_byte_holds_keep_their_labels():
+    image = torch.linspace(-1, 1, 300).reshape(1, 1, 10, 10, 3)
+    labels = SlabInferer((8, 8, 8))(image, Bumps(300))
+    assert labels.dtype == torch.int32 and labels.flatten().tolist() == list(range(300))
+
+
+def test_each_volume_of_a_batch_goes_to_its_own_grid(smooth_network, write_volume):
+    rng = np.random.default_rng(4)
+    scan = rng.normal(size=(30, 28, 22))
+    items = []
+    for number, codes in enumerate(("RAS", "LPS")):
+        source = write_volume(f"scan_{number}.nii.gz", scan, oblique_affine(codes, shape=scan.shape))
+        items.append(load(source, (2.0, 2.0, 2.0))[1])
+    together = SlabInferer((16, 16, 16), grid="source")(list_data_collate(items)["image"], smooth_network)
+    for number, item in enumerate(items):
+        alone = SlabInferer((16, 16, 16), grid="source")(list_data_collate([item])["image"], smooth_network)
+        assert torch.equal(together[number], alone[0])
+        assert torch.allclose(together.affine[number], alone.affine[0])
+
+
 def test_the_callers_autocast_does_not_reach_the_way_back(small_unet):
     image = torch.randn(1, 1, 24, 20, 33, generator=torch.Generator().manual_seed(3))
     truth = SlabInferer((16, 16, 16), reduce="logits")(image, small_unet)
@@ -459,11 +593,21 @@ def test_a_voxel_that_is_no_number_is_told_with_the_files_name(value, regions, s
         ({"mirror_axes": [-1]}, r"axes to mirror must be of 0 \(x\).*, each once, got \[-1\]"),
         ({"mirror_axes": [0, 0]}, r"each once, got \[0, 0\]"),
         ({"backend": "onnx", "maps": {"spread": "variance"}}, "backend onnx gives no variance"),
+        ({"roi_size": (16, 16, -1)}, r"roi_size must be .* each at least 1, got \(16, 16, -1\)"),
+        ({"roi_size": 16}, "roi_size must be .* got 16"),
+        ({"sw_batch_size": 0}, "sw_batch_size must be at least 1, got 0"),
+        ({"roi_size": (16, 16), "mirror_axes": [2]}, r"\[2\] are not all of a window of 2 axes"),
+        ({"dtype": "bfloat16"}, "dtype must be one of torch.float32, .*, got 'bfloat16'"),
     ],
 )
 def test_an_option_that_is_none_is_refused(options, told):
     with pytest.raises(TomokitError, match=told):
-        SlabInferer((16, 16, 16), **options)
+        SlabInferer(**{"roi_size": (16, 16, 16), **options})
+
+
+def test_a_window_of_other_axes_than_the_images_is_refused(smooth_network):
+    with pytest.raises(TomokitError, match=r"`roi_size` \(16, 16, 16\) is of 3 axes, the images .* are of 2"):
+        SlabInferer((16, 16, 16))(torch.zeros(1, 1, 20, 20), smooth_network)
 
 
 @pytest.mark.parametrize(("overlap", "mode", "told"), [(1.0, "gaussian", "got 1.0"), (0.5, "hann", "got 'hann'")])

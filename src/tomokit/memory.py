@@ -6,6 +6,12 @@ from pathlib import Path
 
 import psutil
 
+# what torch, oneDNN and Python say when memory could not be had
+FULL_MEMORY = (
+    *("can't allocate memory", "not enough memory", "out of memory", "bad_alloc"),
+    *("could not create a ", "can't start new thread"),
+)
+
 
 def free_memory(group_file: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")) -> int:
     """Return the bytes that this process may still take: of the machine, of its control groups, of `ulimit -v`.
@@ -17,6 +23,15 @@ def free_memory(group_file: Path = Path("/proc/self/cgroup"), groups: Path = Pat
     limits = [left for line in lines for left in _free_in_groups(line, groups)]
     free = min([int(psutil.virtual_memory().available), *limits, *_free_addresses()])
     return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def lacks_memory(error: BaseException | None) -> bool:
+    """Return whether an error, or one that it came from, says that memory could not be had."""
+    while error is not None:
+        if isinstance(error, MemoryError) or any(text in str(error) for text in FULL_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _free_in_groups(line: str, root: Path) -> list[int]:

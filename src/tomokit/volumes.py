@@ -143,6 +143,8 @@ def _explained(path: Path) -> Iterator[None]:
     _reading.here = True
     try:
         yield
+    except MemoryError as error:
+        raise TomokitError(f"the memory does not suffice to read {path}; close other programs") from error
     except _LIBRARY_ERRORS as error:
         text = _ITK_PREAMBLE.sub("", " ".join(str(error).split()))[:200]
         raise TomokitError(
@@ -172,7 +174,6 @@ _LIBRARY_ERRORS = (
     ValueError,
     TypeError,
     OverflowError,
-    MemoryError,
     RuntimeError,
     SyntaxError,
     IndexError,

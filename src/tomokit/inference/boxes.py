@@ -1,8 +1,11 @@
 """The box of an image that holds the body: what is around it is air, which no network need look at."""
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 MOST_SAMPLES = 96  # voxels along an axis that are looked at: the box is found to that fraction of an edge
@@ -59,6 +62,24 @@ def widen(box: Box, size: Sequence[int], shape: Sequence[int]) -> Box:
         count = max(high - low, min(edge, length))
         first = min(max(0, low - (count - (high - low)) // 2), length - count)
         wide.append((first, first + count))
+    return tuple(wide)
+
+
+def reach(box: Box, places: Sequence[NDArray[np.float64]], shape: Sequence[int]) -> Box:
+    """Return a box widened to the next of the places at each face, so that a structure at the face lies at one of them.
+
+    Args:
+        box: in voxels of the network's grid.
+        places: of each axis where the wanted voxels lie, in voxels of the network's grid; those at infinity nowhere.
+        shape: of the whole volume.
+    """
+    wide = []
+    for (low, high), own, length in zip(box, places, shape, strict=True):
+        there = own[np.isfinite(own)]
+        below, above = there[there < low], there[there > high - 1]
+        first = math.floor(below.max()) if len(below) else low
+        last = math.ceil(above.min()) if len(above) else high - 1
+        wide.append((max(0, first), min(length, last + 1)))
     return tuple(wide)
 
 

@@ -16,6 +16,7 @@ from tomokit.errors import TomokitError
 
 MOST_TILT = 0.1  # voxels of the network's grid that the source's whole length may lean along another axis
 CLOSE = 1e-4  # voxels: what affines in float32 miss a voxel's centre by
+BORDER = 1 - CLOSE  # voxels of the network's grid: resampling leaves the source's ends less far out than one
 
 
 class Axis(NamedTuple):
@@ -24,7 +25,7 @@ class Axis(NamedTuple):
     Attributes:
         source: the axis of the source that lies along it.
         places: of each of the source's voxels its place (length,), in voxels of the network's grid, from its first to
-            its last; monotonic.
+            its last; monotonic. What was cropped away lies at ∓ infinity.
     """
 
     source: int
@@ -36,7 +37,8 @@ def relate_grids(
 ) -> tuple[Axis, ...]:
     """Return, for each axis of the network's grid, how the source lies along it.
 
-    A source voxel beyond the network's grid is placed on its border, as MONAI's padding mode "border" does.
+    A source voxel less than one voxel beyond the network's grid, as resampling leaves some, is placed on its border, as
+    MONAI's padding mode "border" does; those further out were cropped away, and lie nowhere on the grid.
 
     Args:
         shape: (X, Y, Z) of the network's grid; fewer axes are those of an image.
@@ -62,8 +64,10 @@ def relate_grids(
     for axis, source in enumerate(order):
         places = scale[axis, source] * np.arange(source_shape[source]) + offset[axis]
         near = np.abs(places - places.round()) < CLOSE
-        places = np.where(near, places.round(), places).clip(0, shape[axis] - 1)
-        axes.append(Axis(int(source), places))
+        places = np.where(near, places.round(), places)
+        last = shape[axis] - 1
+        beyond = np.where(places < -BORDER, -np.inf, np.where(places > last + BORDER, np.inf, 0))
+        axes.append(Axis(int(source), places.clip(0, last) + beyond))
     return tuple(axes)
 
 

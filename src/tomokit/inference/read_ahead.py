@@ -7,6 +7,7 @@ from typing import Any
 from monai.data import DataLoader
 
 from tomokit.errors import TomokitError
+from tomokit.memory import free_memory, lacks_memory
 
 
 class ReadAhead(DataLoader):
@@ -33,5 +34,11 @@ def _result(waiting: Future[Any]) -> Any:
     """Return the batch that is awaited, or None behind the last one."""
     try:
         return waiting.result()
-    except MemoryError as error:
-        raise TomokitError("the memory does not suffice to read the next scan; close other programs") from error
+    except (RuntimeError, MemoryError) as error:  # MONAI's transforms make every error a RuntimeError
+        if not lacks_memory(error):
+            raise
+        free = f"{free_memory() / 1e9:.2g} GB"
+        raise TomokitError(
+            f"the free memory ({free}) does not suffice to read and resample the next scan; close other programs, or "
+            "raise the limit"
+        ) from error

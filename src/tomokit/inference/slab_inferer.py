@@ -17,8 +17,8 @@ from torch import Tensor
 
 from tomokit.errors import TomokitError
 from tomokit.geometry import spacing_from_affine
-from tomokit.inference.backends import BACKENDS, Backends
-from tomokit.inference.boxes import MARGIN_MM, Box, find_body, grow, whole_box, widen
+from tomokit.inference.backends import BACKENDS, PRECISIONS, Backends
+from tomokit.inference.boxes import MARGIN_MM, Box, find_body, grow, reach, whole_box, widen
 from tomokit.inference.calling import NetworkCall, Probe, Probes
 from tomokit.inference.fields import Field, count_rows, cut_strips, make_field, strip_bytes, too_little
 from tomokit.inference.finishing import part_logits, part_nodes, reduce_part
@@ -26,6 +26,7 @@ from tomokit.inference.grids import Axis, relate_grids, same_grid
 from tomokit.inference.inferers import list_flips
 from tomokit.inference.reducing import CONFIDENCE, ENTROPY, VARIANCE, BlockReducer, Map, label_dtype
 from tomokit.inference.slabs import sum_slabs
+from tomokit.memory import lacks_memory
 from tomokit.regions import region_values
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,8 @@ REDUCE = ("logits", "probabilities", "labels")
 GRIDS = ("network", "source")
 INTERPOLATION = ("linear", "nearest")
 TOLD_SECONDS = 15.0  # between lines that say how far a volume is
+SAID = 120  # characters of another program's message
 TOLD_WINDOWS = 64  # volumes of more windows take long enough to say what is ahead
-FULL_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "could not create a ")
 
 
 class SlabInferer(Inferer):
@@ -91,6 +92,7 @@ class SlabInferer(Inferer):
         super().__init__()
         _check_options(reduce, grid, interpolation, backend)
         _check_maps(maps or {}, reduce, backend)
+        _check_counts(roi_size, sw_batch_size, mirror_axes, dtype)
         self.roi_size = tuple(int(edge) for edge in roi_size)
         self.overlap = overlap
         self.mode = mode
@@ -116,6 +118,11 @@ class SlabInferer(Inferer):
             TomokitError: when the source's grid is wanted of a plain tensor, grids are turned against each other, the
                 memory does not suffice, or the backend is not installed, can't take the network, or does not agree.
         """
+        if inputs.ndim != 2 + len(self.roi_size):
+            raise TomokitError(
+                f"`roi_size` {self.roi_size} is of {len(self.roi_size)} axes, the images (B, C, …) are of "
+                f"{inputs.ndim - 2}: {tuple(inputs.shape)}"
+            )
         if self.maps and len(inputs) > 1:
             raise TomokitError(f"`maps` are of one volume at a time, got {len(inputs)}: set `batch_size: 1`")
         spread = VARIANCE in self.maps.values()
@@ -125,8 +132,9 @@ class SlabInferer(Inferer):
             with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
                 found = [self._volume(inputs, number, call) for number in range(len(inputs))]
         except (RuntimeError, MemoryError) as error:
-            if isinstance(error, MemoryError) or any(text in str(error) for text in FULL_MEMORY):
-                raise TomokitError(too_little(self.roi_size, inputs.device)) from error
+            if lacks_memory(error):
+                said = " ".join(str(error).split())[:SAID] or "MemoryError"
+                raise TomokitError(f"{too_little(self.roi_size, inputs.device)} ({said})") from error
             raise
         if isinstance(found[0], MetaTensor):
             return collate_meta_tensor(found)
@@ -154,6 +162,7 @@ class SlabInferer(Inferer):
         self.found_maps, margin = {}, MARGIN_MM
         while True:
             box = widen(box, self.roi_size, image.shape[1:])
+            box = reach(box, [axis.places for axis in axes], image.shape[1:])
             out = torch.zeros(shape, dtype=label_dtype(values))
             maps = {name: Map(of, self._outside(of, shape)) for name, of in self.maps.items()}
             self._fill((out, list(maps.values())), image, box, axes, values, call, _file_name(inputs, number))
@@ -202,6 +211,7 @@ class SlabInferer(Inferer):
         strips = cut_strips(field, call.known, self.batch)
         if self.grid == "source" and field.windows.number > TOLD_WINDOWS:
             held = sum(each.nbytes for each in (out, *(found.out for found in maps)))
+            held += 4 * out.numel() if maps else 0  # while one is written
             logger.info("%s: %s", name, self._outlook(field, strips, call.known, box, image.shape[1:], held))
         sources = [axis.source for axis in axes] + [2] * (3 - len(axes))
         order = [field.order.index(sources.index(source)) for source in range(3)]
@@ -307,6 +317,19 @@ def _check_options(reduce: str, grid: str, interpolation: str, backend: str) -> 
             raise TomokitError(f"{name} must be one of {', '.join(known)}, got {value!r}")
     if reduce != "labels" and grid != "network":
         raise TomokitError(f"only labels come on the source's grid: `reduce: {reduce}` needs `grid: network`")
+
+
+def _check_counts(roi_size: Sequence[int], batch: int, mirror_axes: Sequence[int], dtype: torch.dtype) -> None:
+    """Refuse a window, a number of windows or a precision that can't be."""
+    if isinstance(roi_size, int) or len(roi_size) not in (2, 3) or min(roi_size) < 1:
+        raise TomokitError(f"roi_size must be the window's (X, Y[, Z]) in voxels, each at least 1, got {roi_size}")
+    if batch < 1:
+        raise TomokitError(f"sw_batch_size must be at least 1, got {batch}")
+    if any(axis >= len(roi_size) for axis in mirror_axes):
+        raise TomokitError(f"mirror_axes {list(mirror_axes)} are not all of a window of {len(roi_size)} axes")
+    if dtype not in PRECISIONS:
+        known = ", ".join(map(str, PRECISIONS))
+        raise TomokitError(f"dtype must be one of {known}, got {dtype!r}")
 
 
 def _check_maps(maps: Mapping[str, int | str], reduce: str, backend: str) -> None:

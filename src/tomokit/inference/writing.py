@@ -132,7 +132,7 @@ def write_on_source_grid(
     """
     if Path(path).resolve() == Path(source).resolve():
         raise TomokitError(f"the prediction would overwrite its source {source}; give another `output_dir`")
-    whole = np.uint8 if values.max(initial=0) < 256 else np.uint16
+    whole = np.min_scalar_type(int(values.max(initial=0)))  # of 0 and more: the smallest unsigned one
     values = values.astype(whole if values.dtype.kind in "iub" else np.float32, copy=False)
     if suffix_of(source) in NIFTI:
         _write_nifti(values, source, path)
