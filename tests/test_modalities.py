@@ -247,7 +247,7 @@ def test_a_folder_s_files_are_grouped_by_the_number_of_their_modality(scans, tmp
     assert list_cases([[None, scans[1]]], NO_RECORD, channels=2, own_grids=True)[0]["case"] == "a"
     with pytest.raises(TomokitError) as caught:
         list_cases(str(tmp_path), NO_RECORD, channels=2)
-    assert "b lacks a modality, which needs a run with modes/modalities.yaml" in str(caught.value)
+    assert "b lacks a modality, which only a fusion trained with modes/modalities.yaml bears" in str(caught.value)
 
 
 def test_what_can_not_be_grouped_is_told(scans, tmp_path):

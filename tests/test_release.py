@@ -125,17 +125,22 @@ def test_monai_alone_gives_the_networks_labels(unpacked, plain_run, tmp_path):
     (tmp_path / "nothing").mkdir()
     (tmp_path / "nothing" / "tomokit.py").write_text("raise ImportError('tomokit is not here')\n")
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "organs/configs/inference_monai.json"]
-    command += ["--bundle_root", "organs", "--input", "scans/", "--output_dir", "out/"]
+    command += ["--bundle_root", "organs", "--output_dir", "seen/", "--input"]
+    shutil.copytree("scans", "seen")
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "nothing")}
     barred = [sys.executable, "-c", "import tomokit"]
     assert subprocess.run(barred, env=environment, capture_output=True, check=False).returncode == 1
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, "seen/"], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert read_tree(Path("scans")).items() < read_tree(Path("seen")).items()  # no scan is overwritten
+    empty = subprocess.run([*command, "nowhere"], env=environment, capture_output=True, text=True, check=False)
+    assert empty.returncode != 0 and "nowhere" in empty.stderr
     run = plain_run.parent / "unprocessed"  # which MONAI alone does not do
     shutil.copytree(plain_run, run, dirs_exist_ok=True)
     (run / "postprocessing.json").unlink(missing_ok=True)
     follow("segmentation", run, "inference", run_dir=str(run), **{"inferer::body_crop": False})
-    ours, theirs = labels_in(run / "inference"), labels_in(unpacked.parent / "out")
+    ours, theirs = labels_in(run / "inference"), labels_in(Path("seen"))
+    theirs = {name.replace("_seg.", "."): labels for name, labels in theirs.items() if "_seg." in name}
     assert ours.keys() == theirs.keys() and len(ours) == 2
     inside = (slice(1, -1),) * 3  # at the border MONAI repeats the last voxel where ours has the padded one
     shares = [float((ours[case][inside] == theirs[case][inside]).mean()) for case in ours]

@@ -1,4 +1,4 @@
-"""What a fusion is used on: the scans of each case, a modality of which may be absent, and its record."""
+"""What a network is used on: the scans of each case, a modality of which may be absent, and its record."""
 
 import logging
 from collections import Counter
@@ -22,6 +22,23 @@ SHOWN = 5
 Image = str | list[str | None]
 
 
+def list_images(inputs: Any, channels: int = 1, own_grids: bool = False) -> list[Entry]:
+    """Return an entry `{"case", "image"}` for each case.
+
+    Args:
+        inputs: a scan, a folder of them, or a list of files. Of several modalities, a case is a list of files, with
+            None for an absent one, or the files `a_0000.nii.gz`, `a_0001.nii.gz`, … of a folder.
+        channels: the number of modalities.
+        own_grids: whether a modality may be absent.
+
+    Raises:
+        TomokitError: when a file is absent or no scan, a case has not its modalities, or two have one name.
+    """
+    cases = list_inputs(inputs) if channels == 1 else _list_modalities(inputs, channels)
+    _check_images(cases, channels, own_grids)
+    return cases
+
+
 def list_cases(
     inputs: Any,
     records: Mapping[str, Any],
@@ -32,9 +49,7 @@ def list_cases(
     """Return an entry `{"case", "image", "clinical"}` for each case; what a network won't understand is logged.
 
     Args:
-        inputs: a scan, a folder of them, a list of files, or entries of a data set, whose records stay theirs.
-            Of several modalities, a case is a list of files, with None for an absent one, or the files `a_0000.nii.gz`,
-            `a_0001.nii.gz`, … of a folder.
+        inputs: what `list_images` takes, or entries of a data set, whose records stay theirs.
         records: what `tomokit.records.read_records` returns.
         table: a CSV or TSV file with a row per case and a column per field, or a JSON object, case -> record. Cases go
             by the column `case`, or else the first one. Without a table, or a row in it, all fields are missing.
@@ -47,11 +62,9 @@ def list_cases(
     """
     if not isinstance(inputs, str | Path) and inputs and all(isinstance(item, Mapping) for item in inputs):
         cases = [{key: item[key] for key in (CASE, "image", "clinical") if key in item} for item in inputs]
-    elif channels == 1:
-        cases = list_inputs(inputs)
+        _check_images(cases, channels, own_grids)
     else:
-        cases = _list_modalities(inputs, channels)
-    _check_images(cases, channels, own_grids)
+        cases = list_images(inputs, channels, own_grids)
     if records["fields"]:
         _attach_records(cases, None if table is None else read_records_of(table))
         given = {str(case[CASE]): case["clinical"] for case in cases if case.get("clinical")}
@@ -138,7 +151,9 @@ def _check_images(cases: Sequence[Entry], channels: int, own_grids: bool) -> Non
         if len(paths) != channels:
             problems.append(f"{case[CASE]} has {len(paths)} modalities, the network takes {channels}")
         elif None in paths and not own_grids:
-            problems.append(f"{case[CASE]} lacks a modality, which needs a run with modes/modalities.yaml")
+            problems.append(
+                f"{case[CASE]} lacks a modality, which only a fusion trained with modes/modalities.yaml bears"
+            )
     raise_problems("these cases do not fit the network", problems)
 
 

@@ -19,6 +19,7 @@ PREFIX = "network."
 OWN = ("monai", "torch", "numpy")
 READER = {"_target_": "tomokit.reading.ScanReader"}  # of NIfTI, and others
 SPACING = "tomokit.spacing.SeparableSpacingd"  # gives what MONAI's does
+POSTFIX = "seg"  # the scans may lie in the output folder
 NAMES = re.compile(r"\btomokit\b")
 
 
@@ -78,7 +79,8 @@ def plain_config(inference: Config) -> Config:
         "network": "$@network_def.to(@device)",
         "dataset": {
             "_target_": "Dataset",
-            "data": "$[{'image': path} for path in sorted(glob.glob(@input + '/*.nii*'))]",
+            # one scan, or nothing there, which the reader then says
+            "data": "$[{'image': path} for path in sorted(glob.glob(@input + '/*.nii*')) or [@input]]",
             "transform": "@preprocessing",
         },
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
@@ -94,7 +96,7 @@ def plain_config(inference: Config) -> Config:
                 {"_target_": "Invertd", **pred, "transform": "@preprocessing", "orig_keys": "image"}
                 | {"nearest_interp": False, "to_tensor": True},
                 {"_target_": "AsDiscreted", **pred, "argmax": True},
-                {"_target_": "SaveImaged", **pred, "output_dir": "@output_dir", "output_postfix": ""}
+                {"_target_": "SaveImaged", **pred, "output_dir": "@output_dir", "output_postfix": POSTFIX}
                 | {"separate_folder": False, "resample": False, "output_dtype": "$np.int16"},
             ],
         },
