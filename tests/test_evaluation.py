@@ -3,7 +3,7 @@ import json
 
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 
 from tomokit.engines import attach_class_table, attach_classification_scores
 from tomokit.engines.checkpoints import save
@@ -70,6 +70,20 @@ def test_classes(tmp_path):
         "p_long": "0.25",
         "p_round": "0.75",
     }
+
+
+def test_what_was_found_before_an_error_is_kept(tmp_path, caplog):
+    engine = make_engine(CLASSES[1])
+    attach_class_table(engine, tmp_path, NAMES, "classes")
+
+    def fail(engine):
+        raise OSError("the next scan is damaged")
+
+    engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), fail)
+    with pytest.raises(OSError, match="the next scan is damaged"):
+        engine.run([[0, 1], [2, 3]])
+    assert [row["case"] for row in read_table(tmp_path / "classes.csv")][:2] == ["c0", "c1"]
+    assert "classes.csv holds the 4 cases before OSError" in caplog.text
 
 
 def test_several_labels(tmp_path):

@@ -1,5 +1,6 @@
 """What an evaluation or inference engine does besides the network's pass: measures, tables, a picture."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from tomokit.labels import foreground
 from tomokit.metrics import TASKS, check_task, score_segmentation, summarise_segmentation, summarise_task
 from tomokit.pictures import draw_cases, pick_cases
 from tomokit.runs import is_main_process, peak_memory_gb
+
+logger = logging.getLogger(__name__)
 
 PICTURE = "overlay.png"
 Entries = Sequence[Mapping[str, Any]]
@@ -62,7 +65,7 @@ def _write_outputs(engine: Any, writer: WritePredictiond) -> None:
 def attach_class_table(
     evaluator: Engine, output_dir: str | Path, labels: Mapping[str, str], task: str = "classes"
 ) -> None:
-    """Write what the network says of each input to `<output_dir>/<task>.csv` at the end.
+    """Write what the network says of each input to `<output_dir>/<task>.csv` at the end, or before an error ends it.
 
     `classes.csv` has the likeliest class and each one's probability; `labels.csv` of several labels the probability
     of each and whether it is decided to be there (0 or 1); `value.csv` the predicted value.
@@ -88,10 +91,33 @@ def attach_class_table(
                 row["class"] = max(names, key=lambda name: answers[f"p_{name}"])
             rows.append(row | answers)
 
-    ProgressBar("infer", "case").attach(evaluator)
     evaluator.add_event_handler(Events.ITERATION_COMPLETED, keep)
-    evaluator.add_event_handler(Events.COMPLETED, lambda _: write_table(path, rows))
-    evaluator.add_event_handler(Events.COMPLETED, lambda _: print(f"{task}: {path}", flush=True))
+    write_at_end(evaluator, path, rows, task, "case")
+
+
+def write_at_end(evaluator: Engine, path: Path, rows: list[dict[str, Any]], told: str, unit: str) -> None:
+    """Show the progress, and write the rows that a handler gathers when all is done, or before an error ends it.
+
+    Args:
+        evaluator: the engine.
+        path: of the table.
+        rows: to which a handler adds each case's.
+        told: what the table is called.
+        unit: what a row is of, such as `case`.
+    """
+
+    def finish(_: Engine) -> None:
+        write_table(path, rows)
+        print(f"{told}: {path}", flush=True)
+
+    def keep_rows(_: Engine, error: Exception) -> None:
+        if rows:
+            write_table(path, rows)
+            logger.error("%s holds the %d %ss before %s", path, len(rows), unit, type(error).__name__)
+
+    evaluator.add_event_handler(Events.COMPLETED, finish)
+    evaluator.add_event_handler(Events.EXCEPTION_RAISED, keep_rows)
+    ProgressBar("infer", unit).attach(evaluator)  # which raises the error again, so it comes last
 
 
 def attach_segmentation_scores(

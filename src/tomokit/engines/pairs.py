@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tomokit.datasets import Entry
 from tomokit.engines.checkpoints import load, weights_of
-from tomokit.engines.evaluation import PICTURE, Entries, check_test_cases, tell_checkpoint
+from tomokit.engines.evaluation import PICTURE, Entries, check_test_cases, tell_checkpoint, write_at_end
 from tomokit.engines.hardware import unwrap
 from tomokit.engines.predicting import predict_cases
 from tomokit.engines.progress import ProgressBar
@@ -110,7 +110,7 @@ def choose_pair_decision(evaluator: Any, run_dir: str | Path, rate: float = 0.05
 
 
 def attach_pair_table(evaluator: Any, output_dir: str | Path) -> None:
-    """Write what the network says of each pair to `<output_dir>/pairs.csv` at the end.
+    """Write what the network says of each pair to `<output_dir>/pairs.csv` at the end, or before an error ends it.
 
     Args:
         evaluator: its output holds `pred` (3,) and `pred_changed`, as `PairAnswersd` makes them.
@@ -125,10 +125,8 @@ def attach_pair_table(evaluator: Any, output_dir: str | Path) -> None:
             first, second = files[item["case"]]
             rows.append({"case": item["case"], "first": first, "second": second, **_answers(output)})
 
-    ProgressBar("infer", "pair").attach(evaluator)
     evaluator.add_event_handler(Events.ITERATION_COMPLETED, keep)
-    evaluator.add_event_handler(Events.COMPLETED, lambda _: write_table(path, rows))
-    evaluator.add_event_handler(Events.COMPLETED, lambda _: print(f"pairs: {path}", flush=True))
+    write_at_end(evaluator, path, rows, "pairs", "pair")
 
 
 def attach_pair_scores(
