@@ -218,6 +218,16 @@ def test_a_checkpoint_that_does_not_fit_is_not_resumed(tmp_path):
         make_training(tmp_path, [0.1] * EPOCHS, resume=True)
 
 
+def test_of_equal_validations_the_last_is_the_best_but_they_do_not_put_off_the_stop(tmp_path, caplog):
+    trainer, _, state = make_training(tmp_path, [0.3, 0.9, 0.9, 0.5], patience=2)
+    with caplog.at_level("INFO"):
+        trainer.run()
+    assert (state.best_epoch, state.best_metric, state.validations_since_best()) == (3, 0.9, 2)
+    assert "no better validation since epoch 2" in caplog.text
+    _, _, resumed = make_training(tmp_path, [], resume=True, patience=2)
+    assert (resumed.best_epoch, resumed.validations_since_best()) == (3, 2)
+
+
 def test_an_undefined_metric_is_told_and_never_the_best(tmp_path, caplog):
     trainer, _, state = make_training(tmp_path, [math.nan, 0.2, math.nan, 0.1])
     with caplog.at_level("WARNING"):

@@ -87,9 +87,16 @@ class TrainingState:
         """The network that is validated and used afterwards: the average where there is one."""
         return self.network if self.average is None else self.average.module
 
+    def first_best_epoch(self) -> int:
+        """Return the first epoch that was as good as the best one; 0 until a validation has run."""
+        if self.best_metric is None:
+            return 0
+        return next(entry["epoch"] for entry in self.history if entry.get("metric") == self.best_metric)
+
     def validations_since_best(self) -> int:
-        """Return how many validations came after the best one: the early-stopping count."""
-        return sum("metric" in entry and entry["epoch"] > self.best_epoch for entry in self.history)
+        """Return how many validations brought nothing better: the early-stopping count."""
+        first = self.first_best_epoch()
+        return sum("metric" in entry and entry["epoch"] > first for entry in self.history)
 
     def keep_best(self, metric: float) -> None:
         """Take the result's present weights, by value, as the best ones."""

@@ -156,7 +156,8 @@ def _attach_records(state: TrainingState, evaluator: Any, progress: ProgressBar)
             logger.warning(
                 "%s is undefined on the validation cases: no epoch can be best", engine.state.key_metric_name
             )
-        elif state.best_metric is None or evaluator.metric_cmp_fn(metric, state.best_metric):
+        # of equals the later one: few cases soon have an AUC of 1, long before the training is over
+        elif state.best_metric is None or not evaluator.metric_cmp_fn(state.best_metric, metric):
             state.keep_best(metric)
 
     trainer = state.trainer
@@ -276,7 +277,7 @@ def _attach_stop(state: TrainingState, patience: int) -> None:
 
     def stop_early(engine: Engine) -> None:
         if 0 < patience <= state.validations_since_best():
-            logger.info("stopped early: no better validation since epoch %d", state.best_epoch)
+            logger.info("stopped early: no better validation since epoch %d", state.first_best_epoch())
             engine.terminate()
 
     if finished or exhausted:
