@@ -1,6 +1,6 @@
 """Segment whole scans: tomokit beside MONAI's and nnU-Net's ways and the bare network, in time, memory and labels.
 
-Command: make bench NAME=inference [ONLY="ct400-25 hippocampus"] [FULL=1] [MINUTES=10] [ARGS="--device cuda"]
+Command: make bench NAME=inference [ONLY="ct400-25 hippocampus"] [FULL=1] [MINUTES=40] [ARGS="--device cuda"]
 
 Plain: a CT of 400 slices with 25 classes. ONLY= picks data sets; FULL=1 takes all that are picked, or all, with each
 part of the gain switched off alone. One network of a size, MONAI's DynUNet of 32 to 320 filters, trained for MINUTES
@@ -49,7 +49,7 @@ VOLUMES = 100  # of the hippocampus set, in one call
 WINDOW = [96, 96, 96]  # as the zoo's whole-body bundle; activations of 128³ windows alone take over 2 GB
 OVERLAP = 0.25  # that bundle's
 SMALL_WINDOW = [64, 64, 64]  # holds a whole hippocampus volume; and full logits of 118 classes stay below the limit
-PARITY_NODES = (112, 112, 64)  # that such windows tile at this overlap
+PARITY_NODES = (160, 160, 112)  # that such windows tile at this overlap
 PARITY_VOLUMES = 4
 RIVALS = ("monai", "monai-nearest", "nnunet")
 REPEATED = ("tomokit", "bare")
@@ -304,7 +304,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=list(DATASETS))
     parser.add_argument("--full", action="store_true", help="all that are picked, each part switched off too")
-    parser.add_argument("--minutes", type=float, default=10.0, help="of each network's training")
+    parser.add_argument("--minutes", type=float, default=40.0, help="of each network's training")
     parser.add_argument("--repeats", type=int, help="3, on a GPU 1")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--nnunet", default=sys.executable, help="the interpreter of an environment that has nnunetv2")

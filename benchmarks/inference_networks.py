@@ -13,6 +13,8 @@ from loops import bundle_workflow, time_steps
 from tomokit.bundles import find_bundle
 from tomokit.catalogue import get_dataset
 from tomokit.files import read_json, write_json, write_text
+from tomokit.planning.making import MUON_RATE
+from tomokit.planning.rules import choose_learning_rate
 
 FILTERS, STRIDES = [32, 64, 128, 256, 320, 320], [1, 2, 2, 2, 2, 2]
 PATCH = [64, 64, 64]  # in training: a step on a window of inference takes half a minute on two CPU cores
@@ -59,7 +61,8 @@ def hippocampus_numbers() -> dict[str, Any]:
 def _network_numbers() -> dict[str, Any]:
     """Return what every network's layer has."""
     kernels = [3] * len(FILTERS)
-    return {"patch_size": PATCH, "filters": FILTERS, "strides": STRIDES, "kernel_size": kernels}
+    sizes = {"patch_size": PATCH, "filters": FILTERS, "strides": STRIDES, "kernel_size": kernels}
+    return sizes | {"learning_rate": choose_learning_rate(FILTERS, MUON_RATE).value}
 
 
 def fit_epochs(files: list[Path], overrides: dict[str, Any], minutes: float) -> int:
