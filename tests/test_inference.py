@@ -139,6 +139,7 @@ def test_inputs_are_a_file_several_or_a_folder(write_volume, tmp_path):
     (tmp_path / "x.png").touch()
     with pytest.raises(TomokitError, match=r"x\.png is no scan \(.nii.gz"):
         list_inputs(tmp_path / "x.png")
+    assert list_images(tmp_path / "x.png", pictures=True) == [{"case": "x", "image": str(tmp_path / "x.png")}]
     (tmp_path / "empty").mkdir()
     with pytest.raises(TomokitError, match=r"no scan .* in .*empty"):
         list_inputs(tmp_path / "empty")

@@ -13,7 +13,7 @@ from tomokit.importers.tables import read_table
 from tomokit.importers.trees import group_channels
 from tomokit.inference import SCANS, list_inputs
 from tomokit.records import find_doubts
-from tomokit.volumes import stem_of, suffix_of
+from tomokit.volumes import PICTURES, stem_of, suffix_of
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ SHOWN = 5
 Image = str | list[str | None]
 
 
-def list_images(inputs: Any, channels: int = 1, own_grids: bool = False) -> list[Entry]:
+def list_images(inputs: Any, channels: int = 1, own_grids: bool = False, pictures: bool = False) -> list[Entry]:
     """Return an entry `{"case", "image"}` for each case.
 
     Args:
@@ -30,11 +30,13 @@ def list_images(inputs: Any, channels: int = 1, own_grids: bool = False) -> list
             None for an absent one, or the files `a_0000.nii.gz`, `a_0001.nii.gz`, … of a folder.
         channels: the number of modalities.
         own_grids: whether a modality may be absent.
+        pictures: whether PNG and JPEG files, a slice each, are scans too. A label map can't be written for them.
 
     Raises:
         TomokitError: when a file is absent or no scan, a case has not its modalities, or two have one name.
     """
-    cases = list_inputs(inputs) if channels == 1 else _list_modalities(inputs, channels)
+    suffixes = (*SCANS, *PICTURES) if pictures else SCANS
+    cases = list_inputs(inputs, suffixes) if channels == 1 else _list_modalities(inputs, channels)
     _check_images(cases, channels, own_grids)
     return cases
 

@@ -12,11 +12,14 @@ from tomokit.volumes import ITK, NIFTI, suffix_of
 SCANS = (*NIFTI, *ITK)
 
 
-def list_inputs(inputs: str | Path | Sequence[str | Path | Sequence[str]]) -> list[Entry]:
+def list_inputs(
+    inputs: str | Path | Sequence[str | Path | Sequence[str]], suffixes: Sequence[str] = SCANS
+) -> list[Entry]:
     """Return an entry `{"case", "image"}` for each scan: NIfTI, MetaImage or NRRD files, a folder's, or DICOM folders.
 
     A folder without such files is looked through for DICOM; each folder in it that holds a series is a case. An element
-    that is itself a list is one case of several modalities, in the order of the network's channels.
+    that is itself a list is one case of several modalities, in the order of the network's channels. `suffixes` are of
+    the files that are scans.
 
     Raises:
         TomokitError: when a path is absent or no scan, a folder holds none, or two cases have one name.
@@ -25,13 +28,13 @@ def list_inputs(inputs: str | Path | Sequence[str | Path | Sequence[str]]) -> li
     images: list[str | list[str]] = []
     for item in given:
         if not isinstance(item, str | Path):
-            images.append([_check_input(Path(path)) for path in item])
+            images.append([_check_input(Path(path), suffixes) for path in item])
         elif Path(item).is_dir():
-            images += _scans_in(Path(item))
+            images += _scans_in(Path(item), suffixes)
         else:
-            images.append(_check_input(Path(item)))
+            images.append(_check_input(Path(item), suffixes))
     if not images:
-        raise TomokitError(f"no scan ({', '.join(SCANS)}, DICOM) in {', '.join(map(str, given))}")
+        raise TomokitError(f"no scan ({', '.join(suffixes)}, DICOM) in {', '.join(map(str, given))}")
     entries = [{"case": _name(image), "image": image} for image in images]
     counts = Counter(entry["case"] for entry in entries)
     raise_problems(
@@ -52,21 +55,21 @@ def _name(image: str | Sequence[str]) -> str:
     return Path(first).name if Path(first).is_dir() else case_name(image)
 
 
-def _scans_in(folder: Path) -> list[str]:
+def _scans_in(folder: Path, suffixes: Sequence[str]) -> list[str]:
     """Return the scans of a folder: its files, or else the folders of its DICOM series."""
-    files = [str(file) for file in sorted(folder.iterdir()) if suffix_of(file) in SCANS and file.name[0] != "."]
+    files = [str(file) for file in sorted(folder.iterdir()) if suffix_of(file) in suffixes and file.name[0] != "."]
     if files:
         return files
     series, _ = find_series(folder)
     return sorted({str(one.files[0].parent) for one in series})
 
 
-def _check_input(path: Path) -> str:
+def _check_input(path: Path, suffixes: Sequence[str]) -> str:
     """Return the path as text when it is a scan that exists, or a folder, which may be one of DICOM."""
     if path.is_dir():
         return str(path)
     if not path.is_file():
         raise TomokitError(f"input {path} does not exist; give a scan or a folder of them")
-    if suffix_of(path) not in SCANS:
-        raise TomokitError(f"input {path} is no scan ({', '.join(SCANS)}, a DICOM folder); convert it first")
+    if suffix_of(path) not in suffixes:
+        raise TomokitError(f"input {path} is no scan ({', '.join(suffixes)}, a DICOM folder); convert it first")
     return str(path)
