@@ -46,11 +46,12 @@ JOINED = "+features"
 METRICS = ("auc", "acc", "ece")
 HEAD = ["system", "AUC [95 %]", "accuracy", "ECE", "AUC − features' [95 %]", "cross-validated", "time", "parameters"]
 DENSE = "network_def::network::network::"
+FOUR_BLOCKS = {DENSE + "block_config": [4, 4, 4, 4]}
 # of each network by the volumes' edge: what differs from its layer, so that two CPU cores bear it
 NETWORKS: dict[int, dict[str, dict[str, Any]]] = {
     28: {
         "resnet": {},
-        "densenet": {DENSE + "init_features": 16, DENSE + "growth_rate": 8},
+        "densenet": FOUR_BLOCKS | {DENSE + "init_features": 16, DENSE + "growth_rate": 8},
         "inception": {"epochs": 15},
         "cnn": {},
         "senet": {"network_def::inplanes": 16, "epochs": 10},
@@ -58,7 +59,7 @@ NETWORKS: dict[int, dict[str, dict[str, Any]]] = {
     },
     64: {  # each within a few minutes on one core
         "resnet": {},
-        "densenet": {DENSE + "init_features": 8, DENSE + "growth_rate": 8, "epochs": 6},
+        "densenet": FOUR_BLOCKS | {DENSE + "init_features": 8, DENSE + "growth_rate": 8, "epochs": 6},
         "inception": {"network_def::width": 4, "epochs": 3},
         "cnn": {"network_def::filters": [8, 16, 32, 64], "epochs": 9},
         "senet": {"network_def::inplanes": 8, "epochs": 2},

@@ -9,6 +9,7 @@ from monai.networks.nets.resnet import get_medicalnet_pretrained_resnet_args
 from torch import nn
 from torch.nn import functional
 
+from tomokit.configs import ConfigWorkflow
 from tomokit.engines import place_network
 from tomokit.errors import TomokitError
 from tomokit.finetuning import find_head
@@ -287,3 +288,11 @@ def test_a_resnet_has_the_form_of_medicalnet_s(depth):
     assert ("layer2.0.downsample.0.weight" in state) == (shortcut == "B")
     assert ("layer2.0.downsample.0.bias" in state) == (shortcut == "B" and bias)
     assert find_head(network) == ("fc",)
+
+
+@pytest.mark.parametrize("blocks", [[1, 1], [4, 4, 4], [1, 2, 1, 1, 1]])
+def test_a_densenet_of_any_depth_takes_volumes_smaller_than_it_halves(blocks):
+    files = [str(config("classification", name)) for name in ("train", "networks/densenet")]
+    workflow = ConfigWorkflow(files, **{"network_def::network::network::block_config": blocks})
+    network = workflow.parser.get_parsed_content("network_def").eval()
+    assert network(torch.rand(1, 1, 3, 9, 20)).shape == (1, 2)
