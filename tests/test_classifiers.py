@@ -292,7 +292,9 @@ def test_a_resnet_has_the_form_of_medicalnet_s(depth):
 
 @pytest.mark.parametrize("blocks", [[1, 1], [4, 4, 4], [1, 2, 1, 1, 1]])
 def test_a_densenet_of_any_depth_takes_volumes_smaller_than_it_halves(blocks):
-    files = [str(config("classification", name)) for name in ("train", "networks/densenet")]
-    workflow = ConfigWorkflow(files, **{"network_def::network::network::block_config": blocks})
+    workflow = ConfigWorkflow(
+        config("classification", "train", "networks/densenet"),
+        **{"network_def::network::network::block_config": blocks},
+    )
     network = workflow.parser.get_parsed_content("network_def").eval()
     assert network(torch.rand(1, 1, 3, 9, 20)).shape == (1, 2)
