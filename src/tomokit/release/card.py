@@ -17,7 +17,7 @@ PLAIN = "inference_monai"
 RUN = "python -m monai.bundle run --config_file"
 INPUTS = {  # of each way a bundle lists its inputs
     "tomokit.inputs.list_images": "NIfTI, MetaImage or NRRD files, or folders of one DICOM series each: a folder of "
-    "them, one, or a list; of several modalities files `case_0000.nii.gz`, `case_0001.nii.gz`, …, or a list per case.",
+    "them, one, or a list; of several modalities files `a_0000.nii.gz`, `a_0001.nii.gz`, …, or a list per case.",
     "tomokit.inputs.list_cases": "NIfTI, MetaImage or NRRD files: a folder, one file, or a list; of several modalities "
     "files `case_0000.nii.gz`, `case_0001.nii.gz`, …. Records of the cases: `--table records.csv`, a column `case` "
     "and one per field.",
