@@ -23,6 +23,7 @@ from tomokit.inference import (
 )
 from tomokit.inference.read_ahead import ReadAhead
 from tomokit.inputs import list_images
+from tomokit.memory import lacks_memory
 from tomokit.reading import ScanReader, read_scan
 from tomokit.volumes import itk_image
 
@@ -150,6 +151,11 @@ def test_cases_of_several_modalities_are_the_numbered_files_of_a_folder(write_vo
     files = [write_volume(f"in/{name}.nii.gz", np.zeros((2, 2, 2), np.float32)) for name in names]
     expected = [{"case": "a", "image": files[:2]}, {"case": "b", "image": files[2:]}]
     assert list_images(tmp_path / "in", channels=2) == expected
+    series = [tmp_path / name for name in ("1.2.840.1", "1.2.840.2")]
+    for folder in series:
+        folder.mkdir()
+    pairs = [[str(folder), files[1]] for folder in series]
+    assert [case["case"] for case in list_images(pairs, channels=2)] == ["1.2.840.1", "1.2.840.2"]
     with pytest.raises(TomokitError, match="a has 2 modalities, the network takes 1"):
         list_images([files[:2]])
     with pytest.raises(TomokitError, match="a lacks a modality, which only a fusion"):
@@ -175,6 +181,10 @@ def test_a_scan_too_large_to_be_resampled_is_told_in_one_line(error):
             except (RuntimeError, MemoryError) as cause:
                 raise RuntimeError("applying transform <…>") from cause
 
+    if isinstance(error, MemoryError):  # what names the file is not said anew
+        explained = TomokitError("the memory does not suffice to read scan.nii.gz")
+        explained.__cause__ = error
+        assert not lacks_memory(explained)
     with pytest.raises(TomokitError, match=r"^the free memory \([\d.]+ GB\) does not suffice to read and resample"):
         list(ReadAhead(Data([1]), batch_size=1))
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tomokit.datasets import Entry, case_name
+from tomokit.datasets import Entry
 from tomokit.errors import TomokitError, raise_problems
 from tomokit.files import read_json
 from tomokit.importers.tables import read_table
 from tomokit.importers.trees import group_channels
 from tomokit.inference import SCANS, list_inputs
+from tomokit.inference.scans import name_input
 from tomokit.records import find_doubts
 from tomokit.volumes import PICTURES, stem_of, suffix_of
 
@@ -109,7 +110,7 @@ def _list_modalities(inputs: Any, channels: int) -> list[Entry]:
         )
     for paths in present:
         list_inputs([paths])  # tells which is absent, or no NIfTI
-    cases: list[Entry] = [{CASE: case_name(image), "image": image} for image in images]
+    cases: list[Entry] = [{CASE: name_input(image), "image": image} for image in images]
     counts = Counter(str(case[CASE]) for case in cases)
     raise_problems(
         "cases of one name would overwrite each other's result; rename their files",

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import psutil
 
+from tomokit.errors import TomokitError
+
 # what torch, oneDNN and Python say when memory could not be had
 FULL_MEMORY = (
     *("can't allocate memory", "not enough memory", "out of memory", "bad_alloc"),
@@ -26,8 +28,8 @@ def free_memory(group_file: Path = Path("/proc/self/cgroup"), groups: Path = Pat
 
 
 def lacks_memory(error: BaseException | None) -> bool:
-    """Return whether an error, or one that it came from, says that memory could not be had."""
-    while error is not None:
+    """Return whether an error, or what it came from, says that memory could not be had, and none of ours says so."""
+    while error is not None and not isinstance(error, TomokitError):
         if isinstance(error, MemoryError) or any(text in str(error) for text in FULL_MEMORY):
             return True
         error = error.__cause__ or error.__context__

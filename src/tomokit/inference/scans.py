@@ -35,7 +35,7 @@ def list_inputs(
             images.append(_check_input(Path(item), suffixes))
     if not images:
         raise TomokitError(f"no scan ({', '.join(suffixes)}, DICOM) in {', '.join(map(str, given))}")
-    entries = [{"case": _name(image), "image": image} for image in images]
+    entries = [{"case": name_input(image), "image": image} for image in images]
     counts = Counter(entry["case"] for entry in entries)
     raise_problems(
         "inputs of one file name would overwrite each other's result; rename them",
@@ -49,9 +49,9 @@ def first_image(image: str | Sequence[str]) -> str:
     return image if isinstance(image, str) else image[0]
 
 
-def _name(image: str | Sequence[str]) -> str:
-    """Return a scan's name: of a DICOM folder the whole of its own, dots and all."""
-    first = first_image(image)
+def name_input(image: str | Sequence[str | None]) -> str:
+    """Return the case's name, by its first modality that is there: of a DICOM folder its whole name, dots and all."""
+    first = image if isinstance(image, str) else next(path for path in image if path is not None)
     return Path(first).name if Path(first).is_dir() else case_name(image)
 
 
