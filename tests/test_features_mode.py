@@ -40,14 +40,14 @@ def find_cause(error):
     return str(error)
 
 
-def test_measures_are_joined_and_standardised_by_the_training_cases_in_every_stage(volumes, tmp_path):
+def test_measures_are_joined_by_a_regression_of_the_training_cases_in_every_stage(volumes, tmp_path):
     run = train("classification", tmp_path / "run", "modes/features", dataset_dir=str(volumes), **SMALL)
     training = select_cases(volumes, "splits.json", 0)["training"]
     _, table = feature_table(training)
     for name in ("best", "last"):
         kept = weights(run, name)
         np.testing.assert_allclose(kept["mean"], table.mean(axis=0), rtol=1e-4, atol=1e-5)
-        assert kept["fc.weight"].shape == (2, table.shape[1]) and kept["fc.weight"].abs().sum() > 0
+        assert kept["weight"].shape == (2, table.shape[1]) and kept["weight"].abs().sum() > 0
     follow("classification", run, "evaluate", **NO_RIVALS)
     follow("classification", run, "inference", dataset_dir="nowhere", input=str(volumes / "imagesTs"))
     rows, answers = read_table(run / "cases.csv"), read_table(run / "inference" / "classes.csv")
@@ -65,7 +65,7 @@ def test_any_network_takes_the_measures(name, volumes):
     network = parser.get_parsed_content("network").eval()
     names = parser.get_parsed_content("measures").names
     assert names == feature_names(masked=False, mask_above=60)
-    torch.nn.init.ones_(network.fc.weight)
+    network.weight.fill_(2)
     image, features = torch.randn(2, 1, 16, 16, 16), torch.randn(2, len(names))
     with torch.no_grad():
         both, alone = network(image, features), network(image, torch.zeros_like(features))
