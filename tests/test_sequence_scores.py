@@ -267,8 +267,8 @@ def test_a_split_without_test_cases_has_no_scores(attach, tmp_path):
 
 def test_an_inference_writes_volumes_and_slices(tmp_path, capsys):
     evaluator, _, _ = make_evaluator(tmp_path, 5)
-    attach_class_table(evaluator, tmp_path / "out", LABELS)
     attach_slice_table(evaluator, tmp_path / "out", LABELS)
+    attach_class_table(evaluator, tmp_path / "out", LABELS)
     evaluator.run()
     assert [row["class"] for row in read_table(tmp_path / "out" / "classes.csv")] == [
         *("nothing", "bleed", "nothing", "bleed", "nothing")
@@ -391,6 +391,17 @@ def test_a_run_learns_from_volumes_and_is_scored_on_slices(run, heads):
     scored, answered = read_table(run / "cases.csv"), read_table(run / "inference" / "classes.csv")
     assert [row["p_bleed"] for row in answered] == [row["p_bleed"] for row in scored]
     assert (run / "inference" / "slices.png").is_file()
+
+
+def test_volumes_and_slices_found_before_a_damaged_scan_are_kept(run, heads, tmp_path):
+    first = json.loads((Path(heads) / "dataset.json").read_text())["test"][0]
+    damaged = tmp_path / "damaged.nii.gz"
+    damaged.write_bytes(b"no scan")
+    given = {"input": [str(Path(heads) / first["image"]), str(damaged)], "output_dir": str(tmp_path / "out")}
+    with pytest.raises(RuntimeError):
+        follow("sequence", run, "inference", **given)
+    assert len(read_table(tmp_path / "out" / "classes.csv")) == 1
+    assert len(read_table(tmp_path / "out" / "slices.csv")) == len(first["slice_labels"])
 
 
 def test_slice_labels_are_learned_from_where_a_layer_says_so(run, heads, tmp_path):

@@ -110,14 +110,29 @@ def write_at_end(evaluator: Engine, path: Path, rows: list[dict[str, Any]], told
         write_table(path, rows)
         print(f"{told}: {path}", flush=True)
 
+    evaluator.add_event_handler(Events.COMPLETED, finish)
+    write_before_errors(evaluator, path, rows, unit)
+    ProgressBar("infer", unit).attach(evaluator)  # which raises the error again, so it comes last
+
+
+def write_before_errors(evaluator: Engine, path: Path, rows: list[dict[str, Any]], unit: str) -> None:
+    """Write the rows that a handler gathers when an error ends the evaluation.
+
+    It stands before `write_at_end` of another table, whose progress bar raises the error again.
+
+    Args:
+        evaluator: the engine.
+        path: of the table.
+        rows: to which a handler adds.
+        unit: what a row is of, such as `case`.
+    """
+
     def keep_rows(_: Engine, error: Exception) -> None:
         if rows:
             write_table(path, rows)
             logger.error("%s holds the %d %ss before %s", path, len(rows), unit, type(error).__name__)
 
-    evaluator.add_event_handler(Events.COMPLETED, finish)
     evaluator.add_event_handler(Events.EXCEPTION_RAISED, keep_rows)
-    ProgressBar("infer", unit).attach(evaluator)  # which raises the error again, so it comes last
 
 
 def attach_segmentation_scores(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tomokit.engines.comparison import compare_rows
-from tomokit.engines.evaluation import Entries, check_test_cases
+from tomokit.engines.evaluation import Entries, check_test_cases, write_before_errors
 from tomokit.engines.hardware import plain
 from tomokit.engines.slice_pictures import Rows, draw_slices, finding_of, pick_volumes, shows_finding
 from tomokit.errors import TomokitError
@@ -79,6 +79,8 @@ def attach_slice_table(
 ) -> None:
     """Write `<output_dir>/slices.csv` and `slices.png` at the end, where the network tells something of slices.
 
+    The table is written before an error too. It stands before `attach_class_table`, which raises the error again.
+
     Args:
         evaluator: as in `attach_slice_scores`.
         output_dir: the folder to write to.
@@ -88,6 +90,7 @@ def attach_slice_table(
     """
     names = _names(labels)
     rows = _collect(evaluator, names, axis, stride, {})
+    write_before_errors(evaluator, Path(output_dir) / TABLE, rows, "slice")
     evaluator.add_event_handler(Events.COMPLETED, lambda _: _write(evaluator, Path(output_dir), rows, names, axis))
 
 
