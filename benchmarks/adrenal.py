@@ -3,11 +3,13 @@
 Command: make bench NAME=adrenal [SIZE=64] [ONLY="resnet resnet+features features"] [FULL=1]
 
 AdrenalMNIST3D's own parts. Each network is trained with five seeds; epoch and temperature are chosen on the validation
-part, and the test part is scored once. A row is the mean of the five, its interval that of other glands (bootstrap).
-`chosen` and `chosen+features` are the networks with the best mean validation AUC, without and with the measures; their
-test score is the claim. Each network is compared with the measures alone (`features`, a logistic regression) by
-DeLong's test on the same cases. Beside them stand five-fold cross-validated AUCs over the training and validation part,
-which no test case is in: of the measures and the chosen networks, with FULL=1 of all.
+part, and the test part is scored once. With the measures they are the same trained networks, whose logits are averaged
+with those of a regression of the measures. A row is the mean of the five, its interval that of other glands (bootstrap)
+and its time that of a training and its evaluation. `chosen` and `chosen+features` are the networks with the best mean
+validation AUC, without and with the measures; their test score is the claim. Each network is compared with the
+measures alone (`features`, a logistic regression) by DeLong's test on the same cases. Beside them stand five-fold
+cross-validated AUCs over the training and validation part, which no test case is in: of the measures and the chosen
+networks, with FULL=1 of all.
 
 What is done is kept in runs/adrenal28 or runs/adrenal64, seed by seed; a stopped benchmark goes on where it was.
 """
@@ -91,14 +93,20 @@ def train_and_score(size: int, system: str, run_dir: Path, overrides: Mapping[st
     network = system.removesuffix(JOINED)
     files = [configs / "train.yaml", configs / "data" / f"{DATA[size]}.yaml"]
     files += [] if network == "resnet" else [configs / "networks" / f"{network}.yaml"]
-    files += [configs / "modes" / "features.yaml"] if system.endswith(JOINED) else []
     resumed = (run_dir / "checkpoints" / "last.pt").is_file()
     given = {"run_dir": run_dir, "resume": str(resumed).lower()} | NETWORKS[size][network] | dict(overrides)
+    before = 0.0
+    if system.endswith(JOINED):
+        alone = run_dir.parents[1] / network / run_dir.name
+        train_and_score(size, network, alone, overrides)
+        before = read_json(alone / "validation.json")["seconds"]
+        files.append(configs / "modes" / "features.yaml")
+        given["pretrained"] = alone
     seconds = bundle_run(files, given)
     if resumed:  # what went before is known without the program's start
         seconds = max(seconds, read_json(run_dir / "validation.json")["seconds"])
     evaluate = [run_dir / "configs" / "train.yaml", configs / "evaluate.yaml"]
-    seconds += bundle_run(evaluate, {"rival": "false", "feature_models": "[]"})
+    seconds += before + bundle_run(evaluate, {"rival": "false", "feature_models": "[]"})
     write_json(run_dir / "seconds.json", {"seconds": seconds, "resumed": resumed})
 
 

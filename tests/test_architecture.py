@@ -12,7 +12,7 @@ GROUPS = (
     "datasets phantoms splits dicom importers reading catalogue checks caching",
     "transforms spacing augmentation networks sequences regions losses optimizers measure metrics pictures rivals "
     "records modalities pairs",
-    "runs inference inputs engines decisions ensembles finetuning postprocessing readout selftraining",
+    "runs inference inputs engines decisions ensembles finetuning joining postprocessing readout selftraining",
     "bundles lint report check_report planning search release",
     "cli",
 )

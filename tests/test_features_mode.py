@@ -28,6 +28,12 @@ def volumes(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def earlier(volumes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "earlier"
+    return train("classification", folder, dataset_dir=str(volumes), epochs=1, **SMALL)
+
+
 def read_table(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -40,14 +46,18 @@ def find_cause(error):
     return str(error)
 
 
-def test_measures_are_joined_by_a_regression_of_the_training_cases_in_every_stage(volumes, tmp_path):
-    run = train("classification", tmp_path / "run", "modes/features", dataset_dir=str(volumes), **SMALL)
+def test_measures_are_joined_to_a_trained_network_in_every_stage(volumes, earlier, tmp_path):
+    given = {"dataset_dir": str(volumes), "pretrained": str(earlier)}
+    run = train("classification", tmp_path / "run", "modes/features", **given, **SMALL)
     training = select_cases(volumes, "splits.json", 0)["training"]
     _, table = feature_table(training)
-    for name in ("best", "last"):
-        kept = weights(run, name)
-        np.testing.assert_allclose(kept["mean"], table.mean(axis=0), rtol=1e-4, atol=1e-5)
-        assert kept["weight"].shape == (2, table.shape[1]) and kept["weight"].abs().sum() > 0
+    kept, before = weights(run, "best"), weights(earlier, "best")
+    np.testing.assert_allclose(kept["mean"], table.mean(axis=0), rtol=1e-4, atol=1e-5)
+    assert kept["fc.weight"].shape == (2, table.shape[1])
+    assert all(torch.equal(kept[f"network.{name}"], value) for name, value in before.items())
+    record = json.loads((run / "validation.json").read_text())
+    assert record["metric"] == "val_auc" and 0 <= record["best"]["metric"] <= 1 and record["epochs"] == 0
+    assert json.loads((run / "decision.json").read_text())["task"] == "classes"
     follow("classification", run, "evaluate", **NO_RIVALS)
     follow("classification", run, "inference", dataset_dir="nowhere", input=str(volumes / "imagesTs"))
     rows, answers = read_table(run / "cases.csv"), read_table(run / "inference" / "classes.csv")
@@ -65,7 +75,7 @@ def test_any_network_takes_the_measures(name, volumes):
     network = parser.get_parsed_content("network").eval()
     names = parser.get_parsed_content("measures").names
     assert names == feature_names(masked=False, mask_above=60)
-    network.weight.fill_(2)
+    torch.nn.init.constant_(network.fc.weight, 2)
     image, features = torch.randn(2, 1, 16, 16, 16), torch.randn(2, len(names))
     with torch.no_grad():
         both, alone = network(image, features), network(image, torch.zeros_like(features))
@@ -73,7 +83,7 @@ def test_any_network_takes_the_measures(name, volumes):
     torch.testing.assert_close(both - alone, features.sum(1, keepdim=True).expand(2, 2), rtol=1e-3, atol=1e-3)
 
 
-def test_masks_of_the_cases_are_measured_in(volumes, tmp_path):
+def test_masks_of_the_cases_are_measured_in(volumes, earlier, tmp_path):
     folder = tmp_path / "set"
     shutil.copytree(volumes, folder)
     content = json.loads((folder / "dataset.json").read_text())
@@ -84,7 +94,7 @@ def test_masks_of_the_cases_are_measured_in(volumes, tmp_path):
         (folder / entry["mask"]).parent.mkdir(exist_ok=True)
         nibabel.save(nibabel.Nifti1Image(mask, image.affine), folder / entry["mask"])
     (folder / "dataset.json").write_text(json.dumps(content))
-    options = {"dataset_dir": str(folder), "mask_key": "mask", "epochs": 1}
+    options = {"dataset_dir": str(folder), "mask_key": "mask", "pretrained": str(earlier)}
     run = train("classification", tmp_path / "run", "modes/features", **options, **SMALL)
     assert weights(run, "best")["mean"].shape == (len(feature_names(masked=True)),)
     follow("classification", run, "evaluate", rival=False, feature_models=["logistic"])
@@ -94,11 +104,29 @@ def test_masks_of_the_cases_are_measured_in(volumes, tmp_path):
     assert "has no `mask` to measure in" in find_cause(caught.value)
 
 
-def test_an_evaluation_scores_and_compares_every_rival(volumes, tmp_path):
-    run = train("classification", tmp_path / "run", dataset_dir=str(volumes), epochs=1, **SMALL)
-    assert torch.load(run / "checkpoints" / "last.pt", weights_only=True)["average"]["count"] > 0
-    follow("classification", run, "evaluate")
-    measures = json.loads((run / "metrics.json").read_text())
+def test_a_value_has_measures_joined_in_its_own_unit(volumes, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(volumes, folder)
+    content = json.loads((folder / "dataset.json").read_text())
+    for number, entry in enumerate([*content["training"], *content["test"]]):
+        entry["label"] = 40.0 + number
+    content["labels"] = {"0": "age"}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    (folder / "splits.json").unlink()  # it was drawn by the classes
+    given = {"dataset_dir": str(folder), "labels": {"0": "age"}, "epochs": 1, **SMALL}
+    trained = train("classification", tmp_path / "trained", "modes/regression", **given)
+    layers, given["pretrained"] = ("modes/regression", "modes/features"), str(trained)
+    run = train("classification", tmp_path / "run", *layers, **given)
+    assert json.loads((run / "validation.json").read_text())["metric"] == "val_mse"
+    follow("classification", run, "evaluate", **NO_RIVALS)
+    answers = [float(row["prediction"]) for row in read_table(run / "cases.csv")]
+    assert 20 < min(answers) < max(answers) < 90
+
+
+def test_an_evaluation_scores_and_compares_every_rival(earlier):
+    assert torch.load(earlier / "checkpoints" / "last.pt", weights_only=True)["average"]["count"] > 0
+    follow("classification", earlier, "evaluate")
+    measures = json.loads((earlier / "metrics.json").read_text())
     names = ["histogram", "threshold", "logistic", "tree", "perceptron"]
     assert list(measures["rivals"]) == list(measures["comparisons"]) == names
     for name in names:
@@ -107,5 +135,5 @@ def test_an_evaluation_scores_and_compares_every_rival(volumes, tmp_path):
         assert found["difference"] == pytest.approx(areas[0] - areas[1])
         assert found["verdict"] in ("better", "tie", "worse")
     with pytest.raises(RuntimeError) as caught:
-        follow("classification", run, "evaluate", feature_models=["forest"])
+        follow("classification", earlier, "evaluate", feature_models=["forest"])
     assert "got 'forest'" in find_cause(caught.value)

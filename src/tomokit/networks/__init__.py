@@ -13,7 +13,7 @@ from tomokit.networks.dynamic import (
 from tomokit.networks.fusion import FusionNetwork
 from tomokit.networks.heads import TaskHeads, task_head_unet
 from tomokit.networks.inception import Inception, InceptionBlock
-from tomokit.networks.measures import MeasuresAdded, fit_measures
+from tomokit.networks.measures import MeasuresAdded
 from tomokit.networks.padding import MinimumSize, PaddedNetwork
 from tomokit.networks.residual import ResidualStage, slim_vnet
 from tomokit.networks.separable import separable_unet
@@ -50,7 +50,6 @@ __all__ = [
     "add_dropout",
     "context_attention_unet",
     "dynamic_unet",
-    "fit_measures",
     "separable_unet",
     "slicewise_dynamic_unet",
     "slim_vnet",
