@@ -1,6 +1,7 @@
 """Labels of whole volumes in bounded memory are those of the full logits, on any grid."""
 
 import itertools
+import re
 import resource
 import subprocess
 import sys
@@ -630,6 +631,25 @@ def test_a_volume_too_large_for_the_memory_is_refused_in_one_line(smooth_network
     monkeypatch.setattr(module, "free_memory", lambda: 1000)
     with pytest.raises(TomokitError, match=r"free memory \(1e-06 GB\) does not suffice for windows of 16×16×16"):
         SlabInferer((16, 16, 16))(torch.zeros(1, 1, 40, 40, 40), smooth_network)
+
+
+def test_windows_and_memory_are_told_before_a_long_volume_starts(write_volume, caplog):
+    array = np.random.default_rng(0).normal(size=(40, 36, 32)).astype(np.float32)
+    _, _, image = load(write_volume("scan.nii.gz", array), (1.0, 1.0, 1.0))
+    network = Dark()
+    with caplog.at_level("INFO"):
+        SlabInferer((8, 8, 8), grid="source", maps={"dark": 1}, sw_batch_size=2)(image, network)
+    found = re.search(r"scan.nii.gz: (\d+) windows of 8×8×8, 100% of the volume; about (\S+) GB beside.*", caplog.text)
+    assert int(found[1]) == 9 * 8 * 7 == network.calls - 1  # and one to look at the network
+    parts = re.search(r": (\S+) of windows' sums, (\S+) in the network, (\S+) of labels and maps", found[0])
+    assert float(parts[3]) == pytest.approx(
+        (1 + 1 + 4) * array.size / 1e9, rel=0.05
+    )  # the map once more while it is written
+    assert float(found[2]) == pytest.approx(sum(map(float, parts.groups())), rel=0.05)
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        SlabInferer((16, 16, 16), grid="source")(image, Dark())  # 4 × 4 × 3 windows take no time
+    assert "windows of" not in caplog.text
 
 
 LIMITED = """
