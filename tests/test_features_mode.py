@@ -65,6 +65,14 @@ def test_measures_are_joined_to_a_trained_network_in_every_stage(volumes, earlie
     assert "rivals" not in json.loads((run / "metrics.json").read_text())
 
 
+def test_a_run_of_another_network_is_refused(volumes, earlier, tmp_path):
+    given = {"dataset_dir": str(volumes), "pretrained": str(earlier)}
+    with pytest.raises(RuntimeError) as caught:
+        train("classification", tmp_path / "run", "networks/cnn", "modes/features", **given, **SMALL)
+    assert f"the weights of {earlier}/checkpoints/best.pt are of another network" in find_cause(caught.value)
+    assert not (tmp_path / "run" / "checkpoints" / "best.pt").exists()
+
+
 @pytest.mark.parametrize("name", [None, "cnn", "densenet", "inception", "resnet10", "senet", "sequence", "vit"])
 def test_any_network_takes_the_measures(name, volumes):
     layers = [*([] if name is None else [f"networks/{name}"]), "modes/features"]

@@ -14,12 +14,11 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from tomokit.engines.checkpoints import save
+from tomokit.engines.checkpoints import load_weights, save
 from tomokit.engines.hardware import unwrap
 from tomokit.engines.predicting import predict_cases
 from tomokit.errors import TomokitError
 from tomokit.files import write_json
-from tomokit.finetuning import load_pretrained
 from tomokit.metrics import check_task, macro_auc
 from tomokit.rivals import feature_table, make_classifier
 from tomokit.runs import is_main_process, peak_memory_gb
@@ -30,7 +29,7 @@ logger = logging.getLogger(__name__)
 def join_measures(
     evaluator: Any,
     run_dir: str | Path,
-    source: str | Path,
+    pretrained: str | Path,
     entries: Sequence[Mapping[str, Any]],
     mask_above: float | None = None,
     task: str = "classes",
@@ -43,19 +42,19 @@ def join_measures(
     Args:
         evaluator: MONAI's evaluator on the validation cases; its network is a `MeasuresAdded`.
         run_dir: the run's folder; `checkpoints/best.pt` and `validation.json` are written there.
-        source: the trained network: a run without measures, or a file of weights, as `load_pretrained` takes them.
+        pretrained: the folder of the run that trained the network; its best weights are taken, else the last.
         entries: the training cases, with their `label` and files, as `tomokit.rivals.feature_table` takes them.
         mask_above: as there.
         task: "classes", "labels" or "value".
 
     Raises:
-        TomokitError: as `load_pretrained` and `fit_measures`.
+        TomokitError: when that run has no weights, or those of another network, and as `fit_measures`.
     """
     if not is_main_process():
         return
     began = time.perf_counter()
     network: Any = unwrap(evaluator.network)
-    load_pretrained(network.network, source)
+    load_weights(network.network, pretrained, "best")
     fit_measures(network, entries, mask_above, task)
     save(network.state_dict(), Path(run_dir) / "checkpoints" / "best.pt")
     held = len(evaluator.data_loader.dataset)
