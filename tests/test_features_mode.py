@@ -8,8 +8,9 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from bundle_runs import config, follow, train, weights
+from bundle_runs import config, follow, layer, train, weights
 from monai.bundle import ConfigParser
+from sklearn.metrics import roc_auc_score
 
 from tomokit import phantoms
 from tomokit.datasets import select_cases
@@ -46,6 +47,18 @@ def find_cause(error):
     return str(error)
 
 
+def validation_auc(run):
+    """Return the AUC of a run's best weights on its validation cases, one by one."""
+    parser = ConfigParser()
+    parser.read_config(str(run / "configs" / "train.yaml"))
+    network = parser.get_parsed_content("network").eval()
+    network.load_state_dict(weights(run, "best"))
+    items = list(parser.get_parsed_content("validate::dataset"))
+    with torch.no_grad():
+        logits = [network(item["image"].as_tensor()[None], item["features"][None])[0] for item in items]
+    return roc_auc_score([item["label"] for item in items], [float(own[1] - own[0]) for own in logits])
+
+
 def test_measures_are_joined_to_a_trained_network_in_every_stage(volumes, earlier, tmp_path):
     given = {"dataset_dir": str(volumes), "pretrained": str(earlier)}
     run = train("classification", tmp_path / "run", "modes/features", **given, **SMALL)
@@ -56,21 +69,35 @@ def test_measures_are_joined_to_a_trained_network_in_every_stage(volumes, earlie
     assert kept["fc.weight"].shape == (2, table.shape[1])
     assert all(torch.equal(kept[f"network.{name}"], value) for name, value in before.items())
     record = json.loads((run / "validation.json").read_text())
-    assert record["metric"] == "val_auc" and 0 <= record["best"]["metric"] <= 1 and record["epochs"] == 0
+    assert record["metric"] == "val_auc" and record["epochs"] == 0
+    assert record["best"]["metric"] == pytest.approx(validation_auc(run))
     assert json.loads((run / "decision.json").read_text())["task"] == "classes"
-    follow("classification", run, "evaluate", **NO_RIVALS)
+    follow("classification", run, "evaluate", pretrained=str(earlier), **NO_RIVALS)  # as `make train evaluate` gives it
     follow("classification", run, "inference", dataset_dir="nowhere", input=str(volumes / "imagesTs"))
     rows, answers = read_table(run / "cases.csv"), read_table(run / "inference" / "classes.csv")
     assert sorted(row["p_elongated"] for row in rows) == sorted(row["p_elongated"] for row in answers)
     assert "rivals" not in json.loads((run / "metrics.json").read_text())
 
 
-def test_a_run_of_another_network_is_refused(volumes, earlier, tmp_path):
+def test_no_run_or_one_of_another_network_is_refused(volumes, earlier, tmp_path):
     given = {"dataset_dir": str(volumes), "pretrained": str(earlier)}
     with pytest.raises(RuntimeError) as caught:
         train("classification", tmp_path / "run", "networks/cnn", "modes/features", **given, **SMALL)
-    assert f"the weights of {earlier}/checkpoints/best.pt are of another network" in find_cause(caught.value)
-    assert not (tmp_path / "run" / "checkpoints" / "best.pt").exists()
+    assert f"measures can't be joined to {earlier}; use its split" in find_cause(caught.value)
+    assert "its network is another one" in find_cause(caught.value)
+    assert not (tmp_path / "run").exists()
+    given["pretrained"] = str(tmp_path / "nowhere")
+    with pytest.raises(RuntimeError) as caught:
+        train("classification", tmp_path / "run", "modes/features", **given, **SMALL)
+    assert f"no run in {tmp_path / 'nowhere'} to join measures to" in find_cause(caught.value)
+
+
+def test_a_run_that_learned_from_other_cases_is_refused(volumes, earlier, tmp_path):
+    given = {"dataset_dir": str(volumes), "pretrained": str(earlier), "label_count": 8}
+    with pytest.raises(RuntimeError) as caught:
+        train("classification", tmp_path / "run", "modes/features", files=(layer("few_labels"),), **given, **SMALL)
+    assert "training cases, others than the 8 of this training" in find_cause(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", [None, "cnn", "densenet", "inception", "resnet10", "senet", "sequence", "vit"])

@@ -5,12 +5,11 @@ import pytest
 import torch
 from measured_cases import make_cases, without_masks
 from sklearn.linear_model import Ridge
-from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from tomokit.errors import TomokitError
-from tomokit.joining import fit_measures, score_outputs
+from tomokit.joining import fit_measures
 from tomokit.networks import MeasuresAdded
 from tomokit.rivals import feature_table, make_classifier
 
@@ -74,19 +73,8 @@ def test_the_logits_of_network_and_measures_are_averaged():
         both = (logits + torch.tensor([7.0, 3.0])) / 2
         torch.testing.assert_close(network(image, measures), both)
         torch.testing.assert_close(torch.jit.script(network)(image, measures), both)
-
-
-def test_outputs_are_scored_as_each_task_is():
-    logits = np.array([[0.0, 1.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 3.0]])
-    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    classes = np.array([1, 0, 2, 0])
-    areas = [roc_auc_score(classes == number, chances[:, number]) for number in range(3)]
-    assert score_outputs(logits, classes, "classes") == pytest.approx(np.mean(areas))
-    flags = np.array([[0, 1, 0], [1, 1, 0], [0, 1, 1], [1, 1, 0]])
-    areas = [roc_auc_score(flags[:, number], logits[:, number]) for number in (0, 2)]  # all have the second label
-    assert score_outputs(logits, flags, "labels") == pytest.approx(np.mean(areas))
-    assert score_outputs(logits, np.ones((4, 3)), "labels") is None
-    assert score_outputs(np.array([[1.0], [2.0]]), np.array([[0.0], [4.0]]), "value") == 2.5
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(network(image, measures), both)
 
 
 def test_what_no_regression_can_be_fitted_to_is_named(entries):

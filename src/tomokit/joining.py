@@ -7,34 +7,53 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.special
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import nn
 
-from tomokit.engines.checkpoints import load_weights, save
+from tomokit.engines.checkpoints import list_differences, load_weights, save
 from tomokit.engines.hardware import unwrap
-from tomokit.engines.predicting import predict_cases
-from tomokit.errors import TomokitError
+from tomokit.errors import TomokitError, raise_problems
 from tomokit.files import write_json
-from tomokit.metrics import check_task, macro_auc
+from tomokit.metrics import check_task
 from tomokit.rivals import feature_table, make_classifier
 from tomokit.runs import is_main_process, peak_memory_gb
 
 logger = logging.getLogger(__name__)
 
+Entries = Sequence[Mapping[str, Any]]
+
+
+def take_trained(network: nn.Module, pretrained: str | Path, cases: Mapping[str, Entries]) -> nn.Module:
+    """Return a `MeasuresAdded`, its network with the best weights of a run on the same cases.
+
+    In a config it stands at the trainer, `train::trainer::network`, so that nothing of an earlier run is moved before.
+
+    Args:
+        network: a `MeasuresAdded`, joined with other processes' or not; it is changed in place.
+        pretrained: the run's folder.
+        cases: the split, which the run must have had too, or test cases would be among what it learned.
+
+    Raises:
+        TomokitError: when there is no such run, or its cases or its network are others.
+    """
+    folder = Path(pretrained)
+    bare: Any = unwrap(network)
+    if not (folder / "configs" / "train.yaml").is_file():
+        raise TomokitError(f"no run in {folder} to join measures to; set `pretrained` to a trained run's folder")
+    problems = list_differences(folder, cases, bare.network)
+    raise_problems(f"measures can't be joined to {folder}; use its split, seed, fold and network layer", problems)
+    load_weights(bare.network, folder, "best")
+    return network
+
 
 def join_measures(
-    evaluator: Any,
-    run_dir: str | Path,
-    pretrained: str | Path,
-    entries: Sequence[Mapping[str, Any]],
-    mask_above: float | None = None,
-    task: str = "classes",
+    evaluator: Any, run_dir: str | Path, entries: Entries, mask_above: float | None = None, task: str = "classes"
 ) -> None:
-    """Give a `MeasuresAdded` its network's weights and its fitted regression, and keep it as the run's best.
+    """Fit the regression of a `MeasuresAdded` whose network is trained, and keep both as the run's best weights.
 
     It stands in a config's `run` in place of `trainer.run()`; evaluation and inference then work unchanged. Of several
     processes the first one does it.
@@ -42,35 +61,33 @@ def join_measures(
     Args:
         evaluator: MONAI's evaluator on the validation cases; its network is a `MeasuresAdded`.
         run_dir: the run's folder; `checkpoints/best.pt` and `validation.json` are written there.
-        pretrained: the folder of the run that trained the network; its best weights are taken, else the last.
         entries: the training cases, with their `label` and files, as `tomokit.rivals.feature_table` takes them.
         mask_above: as there.
         task: "classes", "labels" or "value".
 
     Raises:
-        TomokitError: when that run has no weights, or those of another network, and as `fit_measures`.
+        TomokitError: as `fit_measures`.
     """
     if not is_main_process():
         return
     began = time.perf_counter()
     network: Any = unwrap(evaluator.network)
-    load_weights(network.network, pretrained, "best")
     fit_measures(network, entries, mask_above, task)
     save(network.state_dict(), Path(run_dir) / "checkpoints" / "best.pt")
-    held = len(evaluator.data_loader.dataset)
-    metric = score_outputs(*predict_cases(evaluator), task) if held else None
-    record = {"metric": evaluator.state.key_metric_name, "best": {"epoch": 0, "metric": metric}, "epochs": 0}
-    record |= {"history": [], "seconds": time.perf_counter() - began, "seconds_per_step": None}
-    record |= {"peak_rss_gb": peak_memory_gb(), "cases": len(entries), "measures": len(network.mean)}
+    name, metric = evaluator.state.key_metric_name, None
+    if len(evaluator.data_loader.dataset):
+        evaluator.run()
+        metric = float(evaluator.state.metrics[name])
+    record = {"metric": name, "best": {"epoch": 0, "metric": metric}, "epochs": 0, "history": []}
+    record |= {"seconds": time.perf_counter() - began, "seconds_per_step": None, "peak_rss_gb": peak_memory_gb()}
+    record |= {"cases": len(entries), "measures": len(network.mean)}
     record |= {"parameters": sum(parameter.numel() for parameter in network.parameters())}
     write_json(Path(run_dir) / "validation.json", record)
-    scored = "" if metric is None else f"; {record['metric']} {metric:.3f}"
+    scored = "" if metric is None else f"; {name} {metric:.3f}"
     logger.info("%d measures of %d training cases joined%s: %s", len(network.mean), len(entries), scored, run_dir)
 
 
-def fit_measures(
-    network: Any, entries: Sequence[Mapping[str, Any]], mask_above: float | None = None, task: str = "classes"
-) -> None:
+def fit_measures(network: Any, entries: Entries, mask_above: float | None = None, task: str = "classes") -> None:
     """Fit the linear model of a `MeasuresAdded` to the training cases.
 
     Classes and labels have the logistic regression that is the network's rival; a value, standardised over the cases as
@@ -107,21 +124,6 @@ def fit_measures(
             *((network.fc.weight, weight), (network.fc.bias, bias)),
         ):
             own.copy_(torch.from_numpy(values))
-
-
-def score_outputs(outputs: NDArray[np.float64], truth: NDArray[Any], task: str) -> float | None:
-    """Return the mean AUC of logits (cases, C), or a standardised value's mean squared error; None if undefined.
-
-    Args:
-        outputs: (cases, C) logits, or (cases, 1) standardised values.
-        truth: classes (cases,), labels (cases, C), or standardised values (cases, 1).
-        task: "classes", "labels" or "value".
-    """
-    if task == "value":
-        return float(np.mean((outputs - truth.reshape(outputs.shape)) ** 2))
-    if task == "labels":
-        return macro_auc(truth > 0, outputs)
-    return macro_auc(truth.reshape(-1, 1) == np.arange(outputs.shape[1]), scipy.special.softmax(outputs, axis=1))
 
 
 def _check_targets(targets: NDArray[Any], task: str, outputs: int) -> None:

@@ -236,18 +236,6 @@ def area_under_curve(truth: NDArray[Any], score: NDArray[Any]) -> float:
     return float((ranks - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
 
 
-def macro_auc(truth: NDArray[Any], scores: NDArray[Any]) -> float | None:
-    """Return the mean of the AUCs of columns; one without both kinds is left out, and without any other it is None.
-
-    Args:
-        truth: (N, K), True for positives.
-        scores: (N, K), each column grows with the belief in its own positives.
-    """
-    areas = [area_under_curve(own, column) for own, column in zip(truth.T, scores.T, strict=True)]
-    known = [area for area in areas if not np.isnan(area)]
-    return float(np.mean(known)) if known else None
-
-
 def average_precision(truth: NDArray[Any], score: NDArray[Any]) -> float:
     """Return the mean precision over the recalls, 0–1; NaN without a positive.
 

@@ -22,7 +22,7 @@ from tomokit.engines.predicting import predict_cases
 from tomokit.errors import TomokitError
 from tomokit.files import write_json
 from tomokit.finetuning import find_head
-from tomokit.metrics import macro_auc
+from tomokit.metrics import area_under_curve
 from tomokit.runs import is_main_process, peak_memory_gb
 
 logger = logging.getLogger(__name__)
@@ -162,8 +162,10 @@ def _summarise(found: ReadOut, validation: Table | None) -> dict[str, Any]:
     if validation is None:
         return record
     logits = found.logits(validation.features)
-    truth = validation.classes[:, None] == np.arange(logits.shape[1])
-    metric = macro_auc(truth, scipy.special.softmax(logits, axis=1))
+    chances = scipy.special.softmax(logits, axis=1)
+    curves = [area_under_curve(validation.classes == number, column) for number, column in enumerate(chances.T)]
+    known = [value for value in curves if np.isfinite(value)]
+    metric = float(np.mean(known)) if known else None
     return record | {"best": {"epoch": 0, "metric": metric}, "log_loss": _log_loss(found, validation)}
 
 

@@ -4,6 +4,7 @@ import copy
 import io
 import logging
 import pickle
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -216,3 +217,27 @@ def load_weights(network: nn.Module, run_dir: str | Path, checkpoint: str | Path
     )
     logger.info("weights: %s%s", path, chosen)
     return path
+
+
+def list_differences(run_dir: Path, cases: Mapping[str, Sequence[Mapping[str, Any]]], network: nn.Module) -> list[str]:
+    """Return how a trained run's cases and network differ from those of a training that begins; nothing where not.
+
+    Args:
+        run_dir: the run's folder, with its `configs/train.yaml`.
+        cases: the split of the training that begins.
+        network: its network, which the run's best weights must fit.
+
+    Raises:
+        TomokitError: when the run has no weights.
+    """
+    own = read_config(run_dir / "configs" / "train.yaml")["cases"]
+    found = [
+        f"it has {len(own[part])} {part} cases, others than the {len(cases[part])} of this training"
+        for part in ("training", "validation")
+        if set(own[part]) != {entry["case"] for entry in cases[part]}
+    ]
+    weights = weights_of(load(find_checkpoint(run_dir, "best")))
+    shapes = {key: value.shape for key, value in unwrap(network).state_dict().items()}
+    if {key: value.shape for key, value in weights.items()} != shapes:
+        found.append("its network is another one")
+    return found

@@ -150,6 +150,8 @@ def _attach_records(state: TrainingState, evaluator: Any, progress: ProgressBar)
         progress.note = f"epoch {engine.state.epoch} loss {state.history[-1]['loss']:.3f}" + _best_note(state)
 
     def validated(engine: Engine) -> None:
+        if not state.history:  # a validation without a training
+            return
         metric = float(engine.state.metrics[engine.state.key_metric_name])
         state.history[-1]["metric"] = metric
         if math.isnan(metric):

@@ -34,7 +34,9 @@ class MeasuresAdded(nn.Module):
         """Return logits (B, out_channels) for an image (B, C, X, Y[, Z]) and its measures (B, measures)."""
         if not torch.jit.is_scripting():
             self.check(measures)
-        return (self.network(image) + self.fc((measures - self.mean) / self.deviation)) / 2
+        standardised = (measures - self.mean) / self.deviation
+        linear = (standardised[:, None] * self.fc.weight).sum(2) + self.fc.bias  # in float32 under autocast too
+        return (self.network(image) + linear) / 2
 
     def check(self, measures: Tensor) -> None:
         """Raise when there are not as many measures as the network was made for.

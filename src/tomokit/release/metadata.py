@@ -146,6 +146,8 @@ def _training(run: FinishedRun) -> str:
     if members := run.environment.get("members"):
         return f"an ensemble of {len(members)} networks"
     epochs = run.validation.get("epochs")
+    if measures := run.validation.get("measures"):
+        return f"a trained network, with a regression of {measures} measures of {cases} cases beside it"
     if not epochs:
         return f"its features read out of {cases} cases"
     return f"trained for {epochs} epoch{'s' * (epochs > 1)} on {cases} cases"

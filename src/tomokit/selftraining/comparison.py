@@ -9,9 +9,7 @@ import numpy as np
 import scipy.special
 from numpy.typing import NDArray
 
-from tomokit import configs
-from tomokit.engines.checkpoints import find_checkpoint, load, weights_of
-from tomokit.engines.hardware import unwrap
+from tomokit.engines.checkpoints import find_checkpoint, list_differences, load, weights_of
 from tomokit.engines.predicting import predict_cases
 from tomokit.errors import TomokitError, raise_problems
 from tomokit.files import read_json, write_json
@@ -24,7 +22,6 @@ from tomokit.statistics import Interval, bootstrap_mean, bootstrap_statistic
 logger = logging.getLogger(__name__)
 
 Cases = Mapping[str, Sequence[Mapping[str, Any]]]
-PARTS = ("training", "validation")
 SCORES = {"classes": "AUC", "labels": "mean AUC", "value": "mean squared error"}
 
 
@@ -45,16 +42,7 @@ def check_baseline(baseline: str | Path, cases: Cases, network: Any) -> None:
     folder = Path(baseline)
     if not (folder / "configs" / "train.yaml").is_file():
         raise TomokitError(f"no supervised run in {folder} to compare with; train one on the labelled cases first")
-    own = configs.read_config(folder / "configs" / "train.yaml")["cases"]
-    problems = [
-        f"it has {len(own[part])} {part} cases, others than the {len(cases[part])} of this training"
-        for part in PARTS
-        if set(own[part]) != {entry["case"] for entry in cases[part]}
-    ]
-    weights = weights_of(load(find_checkpoint(folder, "best")))
-    shapes = {key: value.shape for key, value in unwrap(network).state_dict().items()}
-    if {key: value.shape for key, value in weights.items()} != shapes:
-        problems.append("its network is another one")
+    problems = list_differences(folder, cases, network)
     raise_problems(f"{folder} can't be compared with; use the same split, seed, `label_count` and network", problems)
 
 
