@@ -97,7 +97,7 @@ def train_and_score(size: int, system: str, run_dir: Path, overrides: Mapping[st
     given = {"run_dir": run_dir, "resume": str(resumed).lower()} | NETWORKS[size][network] | dict(overrides)
     before = 0.0
     if system.endswith(JOINED):
-        alone = run_dir.parents[1] / network / run_dir.name
+        alone = alone_of(run_dir)
         train_and_score(size, network, alone, overrides)
         before = read_json(alone / "validation.json")["seconds"]
         files.append(configs / "modes" / "features.yaml")
@@ -108,6 +108,11 @@ def train_and_score(size: int, system: str, run_dir: Path, overrides: Mapping[st
     evaluate = [run_dir / "configs" / "train.yaml", configs / "evaluate.yaml"]
     seconds += before + bundle_run(evaluate, {"rival": "false", "feature_models": "[]"})
     write_json(run_dir / "seconds.json", {"seconds": seconds, "resumed": resumed})
+
+
+def alone_of(run_dir: Path) -> Path:
+    """Return the run of a network without measures, which is its own if it has none."""
+    return run_dir.parents[1] / run_dir.parent.name.removesuffix(JOINED) / run_dir.name
 
 
 def read_chances(runs: Sequence[Path]) -> tuple[list[str], Truth, Chances]:
@@ -126,14 +131,16 @@ def network_rows(size: int, system: str, features: Chances) -> list[dict[str, An
     for seed, run in zip(SEEDS, runs, strict=True):
         train_and_score(size, system, run, {"seed": seed})
     _, truth, chances = read_chances(runs)
-    trained = [read_json(run / "validation.json") for run in runs]
-    memory = [read_json(run / name)["peak_rss_gb"] for run in runs for name in ("metrics.json", "validation.json")]
+    validated = [read_json(run / "validation.json") for run in runs]
+    trained = [read_json(alone_of(run) / "validation.json") for run in runs]
+    memory = [record["peak_rss_gb"] for record in [*validated, *trained]]
+    memory += [read_json(run / "metrics.json")["peak_rss_gb"] for run in runs]
     common = {
         "seconds": float(np.mean([read_json(run / "seconds.json")["seconds"] for run in runs])),
         "peak_rss_gb": max(memory),
-        "parameters": trained[0]["parameters"],
+        "parameters": validated[0]["parameters"],
         "epochs": trained[0]["epochs"],
-        "validation_auc": float(np.mean([record["best"]["metric"] for record in trained])),
+        "validation_auc": float(np.mean([record["best"]["metric"] for record in validated])),
     }
     rows = metric_rows(size, system, truth, chances, common)
     return [*rows, difference_row(size, system, truth, (chances, features), common)]

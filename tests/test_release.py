@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import monai.bundle
 import nibabel
@@ -30,6 +31,7 @@ from tomokit.lint import lint_bundle
 from tomokit.release import exports, making, release_run
 from tomokit.release.exports import TOLERANCE, Example, export_onnx, export_torchscript
 from tomokit.release.finished import read_run
+from tomokit.release.metadata import tell_training
 from tomokit.release.standalone import standalone_configs
 from tomokit.release.training_data import TrainingData, describe_data, licence_text
 
@@ -272,6 +274,19 @@ def test_the_metadata_is_true_to_the_run(unpacked, plain_run):
     assert metadata["monai_version"] == versions["monai"] and "+" not in metadata["pytorch_version"]
     assert {"tomokit", "nibabel"} < set(metadata["required_packages_version"])
     assert metadata["authors"] == "not named"  # whoever released it did not say
+
+
+@pytest.mark.parametrize(
+    ("validation", "told"),
+    [
+        ({"epochs": 3}, "trained for 3 epochs on 7 cases"),
+        ({"epochs": 0}, "its features read out of 7 cases"),
+        ({"epochs": 0, "measures": 32}, "a trained network, with a regression of 32 measures of 7 cases beside it"),
+    ],
+)
+def test_how_a_run_came_to_its_weights_is_told(validation, told):
+    run = SimpleNamespace(cases={"training": 7}, environment={}, validation=validation)
+    assert tell_training(run) == told
 
 
 def test_monais_own_check_of_the_network_agrees_with_the_metadata(unpacked):

@@ -145,7 +145,7 @@ def summarise_classification(rows: Sequence[Row], classes: Sequence[str]) -> dic
     correct = scores.argmax(axis=1) == truth
     present = [i for i in range(len(classes)) if (truth == i).any()]
     positives = [1] if len(classes) == 2 else present
-    auc = functools.partial(_mean_auc, positives=positives)
+    auc = functools.partial(mean_auc, positives=positives)
     balanced = functools.partial(_balanced_accuracy, present=present)
     brier = ((scores - np.eye(len(classes))[truth]) ** 2).sum(axis=1) / 2
     ece = bootstrap_statistic(calibration_error, [correct, scores.max(axis=1)], patients)
@@ -404,8 +404,14 @@ def _class_scores(
     }
 
 
-def _mean_auc(truth: NDArray[Any], scores: NDArray[Any], positives: Sequence[int]) -> float:
-    """Return the mean over `positives` of each class's AUC against the rest; NaN when one is undefined."""
+def mean_auc(truth: NDArray[Any], scores: NDArray[Any], positives: Sequence[int]) -> float:
+    """Return the mean over `positives` of each class's AUC against the rest; NaN when one is undefined.
+
+    Args:
+        truth: (N,) classes.
+        scores: (N, classes).
+        positives: classes.
+    """
     return float(np.mean([area_under_curve(truth == i, scores[:, i]) for i in positives]))
 
 

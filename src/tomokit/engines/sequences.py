@@ -19,7 +19,7 @@ from tomokit.engines.hardware import plain
 from tomokit.engines.slice_pictures import Rows, draw_slices, finding_of, pick_volumes, shows_finding
 from tomokit.errors import TomokitError
 from tomokit.files import read_json, write_json, write_table
-from tomokit.metrics import area_under_curve, summarise_classification
+from tomokit.metrics import mean_auc, summarise_classification
 from tomokit.runs import is_main_process
 from tomokit.statistics import Interval, bootstrap_mean, bootstrap_statistic
 
@@ -270,17 +270,6 @@ def permute_slices(image: Tensor, lengths: Tensor, axis: int, generator: torch.G
         order = torch.cat([torch.randperm(length, generator=generator), torch.arange(length, volume.shape[dim])])
         shuffled.append(volume.index_select(dim, order.to(volume.device)))
     return torch.stack(shuffled)
-
-
-def mean_auc(truth: NDArray[Any], scores: Numbers, positives: Sequence[int]) -> float:
-    """Return the mean over `positives` of each class's AUC against the rest; NaN where one is undefined.
-
-    Args:
-        truth: (N,) classes.
-        scores: (N, classes).
-        positives: classes.
-    """
-    return float(np.mean([area_under_curve(truth == value, scores[:, value]) for value in positives]))
 
 
 def _collect(

@@ -60,7 +60,7 @@ def find_facts(run: FinishedRun, inference: Config, network: nn.Module) -> Facts
     kind = TASKS.get(str(task), "Prediction of {labels} from {modality}")
     sentence = kind.format(labels=_listed(labels), modality=" and ".join(modality) or "images")
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return Facts(sentence, _network_name(inference["network_def"]), parameters, _training(run))
+    return Facts(sentence, _network_name(inference["network_def"]), parameters, tell_training(run))
 
 
 def describe_release(run: FinishedRun, bundle: Path, name: str, facts: Facts, data: TrainingData) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def _network_name(definition: Mapping[str, Any]) -> str:
     return str(definition["_target_"]).rpartition(".")[2]
 
 
-def _training(run: FinishedRun) -> str:
+def tell_training(run: FinishedRun) -> str:
     """Return how a run came to its weights."""
     cases = run.cases["training"]
     if members := run.environment.get("members"):
