@@ -324,6 +324,21 @@ def test_a_run_decides_on_its_validation_cases_and_every_stage_follows(volumes, 
     assert metrics["task"] == "classification" and {"auc", "ece", "brier"} <= metrics["summary"].keys()
 
 
+@pytest.mark.parametrize("loss", ["focal", "soft_dice", "class_weights", "label_smoothing"])
+def test_a_bundle_trains_three_classes_with_any_loss_and_mixup(loss, volumes, tmp_path):
+    names = {"0": "a", "1": "b", "2": "c"}
+    data = relabel(volumes, tmp_path / "set", names, lambda i: i % 3)
+    layers = (f"losses/{loss}", "augmentation/mixup")
+    run = train("classification", tmp_path / "run", *layers, dataset_dir=data, labels=names)
+    history = json.loads((run / "validation.json").read_text())["history"]
+    assert all(np.isfinite(entry["loss"]) for entry in history)
+    follow("classification", run, "evaluate", rival=False, feature_models=[])
+    rows = read_table(run / "cases.csv")
+    assert {row["truth"] for row in rows} == set("abc")
+    assert all(sum(float(row[f"p_{name}"]) for name in "abc") == pytest.approx(1, abs=1e-5) for row in rows)
+    assert 0 <= json.loads((run / "metrics.json").read_text())["summary"]["auc"]["mean"] <= 1
+
+
 def test_a_bundle_trains_several_labels(volumes, tmp_path):
     names = {"0": "a", "1": "b", "2": "c"}
     data = relabel(volumes, tmp_path / "set", names, lambda i: [i % 2, i // 2 % 2, i // 4 % 2])
