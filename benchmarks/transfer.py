@@ -260,7 +260,8 @@ def measure(name: str, system: str, count: int | None) -> dict[str, Any]:
     records = [read_json(run / "validation.json") for run in runs]
     mean, interval = student_interval(values)
     row = {"system": system, "dataset": dataset_of(name, count), "metric": target.metric, "value": mean}
-    row |= {"ci95": interval, "n": target.seeds, "values": values}
+    inside = [max(interval[0], 0.0), min(interval[1], 1.0)]  # AUC and Dice lie in there
+    row |= {"ci95": inside, "n": target.seeds, "values": values}
     row |= {"seconds": statistics.mean(record["seconds"] for record in records)}
     row |= {"peak_rss_gb": max(record["peak_rss_gb"] for record in records)}
     verdicts = [record["comparison"]["verdict"] for record in records if record.get("comparison")]
