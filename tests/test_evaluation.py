@@ -59,8 +59,9 @@ def infer(folder, task, outputs):
     return read_table(folder / f"{task}.csv")
 
 
-def test_classes(tmp_path):
+def test_classes(tmp_path, capsys):
     rows, measures = evaluate(tmp_path, "classes", *CLASSES)
+    assert f"scores: {tmp_path / 'metrics.json'}, each case: {tmp_path / 'cases.csv'}" in capsys.readouterr().out
     assert rows[2] == {"case": "c2", "patient": "p2", "truth": "round", "p_long": "0.625", "p_round": "0.375"}
     assert measures["task"] == "classification" and measures["checkpoint"] == "best.pt"
     assert measures["summary"]["auc"]["mean"] == 0.75 and measures["summary"]["accuracy"]["mean"] == 0.75

@@ -191,6 +191,7 @@ def attach_segmentation_scores(
             found = rivals.score_thresholds(cases["training"], cases["test"], labels)
             measures["rivals"] = {"threshold": summarise_segmentation(found)}
         _write(run_dir, rows, measures)
+        tell_scores(run_dir, "case")
 
     _attach(evaluator, score, finish)
 
@@ -250,8 +251,14 @@ def attach_classification_scores(
             measures["rivals"] = {name: summarise_task(task, own, names) for name, own in found.items()}
             measures["comparisons"] = {name: compare_rows(task, rows, own, names) for name, own in found.items()}
             _write(run_dir, rows, measures)
+        tell_scores(run_dir, "case")
 
     _attach(evaluator, score, finish)
+
+
+def tell_scores(run_dir: Path, unit: str) -> None:
+    """Say where the scores of an evaluation are, and those of each case or pair."""
+    print(f"scores: {run_dir / 'metrics.json'}, each {unit}: {run_dir / 'cases.csv'}", flush=True)
 
 
 def check_test_cases(cases: Mapping[str, Entries]) -> None:

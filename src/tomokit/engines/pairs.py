@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tomokit.datasets import Entry
 from tomokit.engines.checkpoints import load, weights_of
-from tomokit.engines.evaluation import PICTURE, Entries, check_test_cases, tell_checkpoint, write_at_end
+from tomokit.engines.evaluation import PICTURE, Entries, check_test_cases, tell_checkpoint, tell_scores, write_at_end
 from tomokit.engines.hardware import unwrap
 from tomokit.engines.predicting import predict_cases
 from tomokit.engines.progress import ProgressBar
@@ -172,7 +172,7 @@ def attach_pair_scores(
         if rival:
             measures["rivals"] = {name: _score_rival(cases, name, rate) for name in MEASURES}
             _write(run_dir, rows, measures)
-        print(f"scores: {run_dir / 'metrics.json'}, each pair: {run_dir / 'cases.csv'}", flush=True)
+        tell_scores(run_dir, "pair")
 
     if is_main_process():
         evaluator.add_event_handler(Events.ITERATION_COMPLETED, score)
