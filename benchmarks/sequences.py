@@ -2,8 +2,9 @@
 
 Command: make bench NAME=sequences [ONLY="bleeds order adrenal"] [FULL=1] [ARGS="--seeds 3 --size 64"]
 
-Plain: the bleeds; FULL=1 is all three. Rows are written when a seed is finished; a stopped training goes on where it
-was, in runs/sequences (delete it to measure again after a change).
+Plain: the bleeds; FULL=1 is all three. On both phantoms an attention without an RNN stands beside it. Rows are
+written when a seed is finished; a stopped training goes on where it was, in runs/sequences (delete it to measure again
+after a change).
 """
 
 import argparse
@@ -28,7 +29,8 @@ from tomokit.statistics import delong
 
 FOLDER = Path("runs") / "sequences"
 POSITIVE = "hyperplasia"
-RIVAL, SHUFFLED = "3D ResNet of equal size", "shuffled slices"
+RIVAL, SHUFFLED, WITHOUT_RNN = "3D ResNet of equal size", "shuffled slices", "attention, no RNN"
+WITHOUT_RIVALS = {"rival": "false", "feature_models": "[]"}  # they are those of the first run on the set
 DIFFERENCE = f"AUC - {RIVAL}'s"
 GOALS = {
     ("phantom-bleeds", "slice AUC"): 0.95,
@@ -63,19 +65,19 @@ def make_row(names: tuple[str, str, str], score: Mapping[str, Any], seed: int, r
 def measure_bleeds(seed: int, size: int) -> list[dict[str, Any]]:
     """Return the rows of the bleeds: volumes, slices from volume labels alone, and the rivals' volumes."""
     get_dataset("phantom-bleeds")
-    run_dir = train_and_score("bleeds", [], seed)
-    measures = read_json(run_dir / "metrics.json")
-    scores = {
-        "AUC": measures["summary"]["auc"],
-        "slice AUC": measures["slices"]["auc"],
-        "hit": measures["slices"]["hit"],
-    }
-    rows = [make_row(("sequence", "phantom-bleeds", key), score, seed, run_dir) for key, score in scores.items()]
-    return [*rows, *rival_rows("phantom-bleeds", measures, seed)]
+    own = train_and_score("bleeds", [], seed)
+    other = train_and_score("bleeds_attention", ["networks/attention"], seed, **WITHOUT_RIVALS)
+    rows = []
+    for system, run_dir in (("sequence", own), (WITHOUT_RNN, other)):
+        measures = read_json(run_dir / "metrics.json")
+        scores = {"AUC": measures["summary"]["auc"]}
+        scores |= {"slice AUC": measures["slices"]["auc"], "hit": measures["slices"]["hit"]}
+        rows += [make_row((system, "phantom-bleeds", key), score, seed, run_dir) for key, score in scores.items()]
+    return [*rows, *rival_rows("phantom-bleeds", read_json(own / "metrics.json"), seed)]
 
 
 def measure_order(seed: int, size: int) -> list[dict[str, Any]]:
-    """Return the rows of the order-dependent set: in order, shuffled, the cost, and the rivals'."""
+    """Return the rows of the order-dependent set: in order, shuffled, the cost, without an RNN, and the rivals'."""
     name = "phantom-order"
     get_dataset(name)
     run_dir = train_and_score("order", [f"data/{name}"], seed, shuffle_slices="true")
@@ -83,10 +85,13 @@ def measure_order(seed: int, size: int) -> list[dict[str, Any]]:
     shuffled = measures["rivals"].pop(SHUFFLED)["summary"]["auc"]
     compared = next(iter(measures["comparisons"][SHUFFLED].values()))
     cost = compared | {"mean": compared["difference"]}
+    other = train_and_score("order_attention", [f"data/{name}", "networks/attention"], seed, **WITHOUT_RIVALS)
+    without = read_json(other / "metrics.json")["summary"]["auc"]
     return [
         make_row(("sequence", name, "AUC"), measures["summary"]["auc"], seed, run_dir),
         make_row((f"sequence, {SHUFFLED}", name, "AUC"), shuffled, seed, run_dir),
         make_row(("sequence", name, "cost of shuffling"), cost, seed, run_dir),
+        make_row((WITHOUT_RNN, name, "AUC"), without, seed, other),
         *rival_rows(name, measures, seed),
     ]
 
@@ -100,8 +105,7 @@ def measure_adrenal(seed: int, size: int) -> list[dict[str, Any]]:
         nothing = {"mean": None, "ci95": None, "n": None}
         return [make_row(("sequence", name, "AUC"), nothing, seed, None) | {"note": str(error)}]
     own = train_and_score(name, [f"data/{layer}"], seed)
-    alone = {"rival": "false", "feature_models": "[]"}  # they are those of the first run
-    other = train_and_score(f"{name}_3d", [f"data/{layer}", "networks/whole_volume"], seed, **alone)
+    other = train_and_score(f"{name}_3d", [f"data/{layer}", "networks/whole_volume"], seed, **WITHOUT_RIVALS)
     scores = {run_dir: read_json(run_dir / "metrics.json")["summary"]["auc"] for run_dir in (own, other)}
     return [
         make_row(("sequence", name, "AUC"), scores[own], seed, own),

@@ -28,7 +28,7 @@ NETWORKS = {
     "segmentation": "attention_unet context_attention_unet dynamic_unet dynunet residual_unet separable_unet "
     "slicewise_dynamic_unet swin_unetr task_heads vnet vnet_slim",
     "classification": "cnn densenet inception resnet10 resnet18 resnet34 resnet50 senet sequence vit",
-    "sequence": "forward last_state logsumexp lstm max slices whole_volume",
+    "sequence": "attention forward last_state logsumexp lstm max slices whole_volume",
     "fusion": "concatenate film image_only record_only",
     "longitudinal": "resnet inception",
 }

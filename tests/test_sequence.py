@@ -197,9 +197,18 @@ def test_pooled_logits_follow_from_the_windows(pooling):
     torch.testing.assert_close(logits[..., 0], pool_windows(logits[..., 1:], pooling))
 
 
-@pytest.mark.parametrize(("pooling", "sees"), [("max", False), ("logsumexp", False), ("rnn", True)])
-def test_only_an_rnn_sees_the_order(pooling, sees):
-    net, image = network(resnet(1), window=1, pooling=pooling, bidirectional=False).eval(), torch.randn(2, 1, 8, 9, 7)
+@pytest.mark.parametrize(
+    ("options", "sees"),
+    [
+        ({"pooling": "max"}, False),
+        ({"pooling": "logsumexp"}, False),
+        ({"pooling": "attention", "cell": None}, False),
+        ({"pooling": "rnn"}, True),
+        ({"pooling": "attention"}, True),
+    ],
+)
+def test_only_an_rnn_sees_the_order(options, sees):
+    net, image = network(resnet(1), window=1, bidirectional=False, **options).eval(), torch.randn(2, 1, 8, 9, 7)
     same = torch.allclose(net(image)[..., 0], net(image.flip(4))[..., 0], atol=1e-5)
     assert same != sees
 
@@ -229,6 +238,7 @@ def test_the_gradient_reaches_every_parameter(options, cell):
         {"pooling": "rnn"},
         {"pooling": "rnn", "context": True, "cell": "lstm", "bidirectional": False},
         {"pooling": "attention", "cell": "lstm"},
+        {"pooling": "attention", "cell": None},
         {"pooling": "max", "stride": 2},
         {"pooling": "logsumexp", "context": True},
     ],
@@ -251,7 +261,9 @@ def test_the_heads_are_found():
         ({"window": 2}, "`window` must be odd, centred on its slice, got 2"),
         ({"stride": 0}, "`stride` must be 1 slice or more, got 0"),
         ({"axis": 3}, "`axis` must be -3 to 2, got 3"),
-        ({"cell": "rnn"}, "`cell` must be one of gru, lstm, got 'rnn'"),
+        ({"cell": "rnn"}, "`cell` must be one of gru, lstm, None, got 'rnn'"),
+        ({"cell": None, "pooling": "rnn"}, "without an RNN there are no states"),
+        ({"cell": None, "pooling": "max", "context": True}, "without an RNN there are no states"),
         ({"pooling": "mean"}, "`pooling` must be one of rnn, attention, max, logsumexp, got 'mean'"),
         ({"classes": 1}, "`out_channels` must be 2 or more, one per class, got 1"),
     ],

@@ -23,7 +23,7 @@ class WindowSequence(nn.Module):
 
     The volume's logits come, by `pooling`, from:
     - `rnn`: the RNN's last state, of both directions where it has two;
-    - `attention`: the RNN's states, weighted by a gated attention;
+    - `attention`: the RNN's states, or without an RNN the windows' features, weighted by a gated attention;
     - `max` and `logsumexp`: the windows' logits, class 0 being "nothing found": the log odds of each other class
       against it are those of the most suspicious window, or their odds are summed over the windows. A volume's label
       then teaches which window shows it. The classes exclude each other.
@@ -37,7 +37,7 @@ class WindowSequence(nn.Module):
         window: neighbouring slices of a window, odd.
         stride: slices from a window to the next.
         axis: of (X, Y, Z), along which the slices lie.
-        cell: of the RNN, `gru` or `lstm`.
+        cell: of the RNN, `gru` or `lstm`; None: there is no RNN.
         hidden: size of the RNN's state, in each direction.
         bidirectional: whether a second RNN reads from the end.
         pooling: above.
@@ -61,7 +61,7 @@ class WindowSequence(nn.Module):
         window: int = 3,
         stride: int = 1,
         axis: int = -1,
-        cell: str = "gru",
+        cell: str | None = "gru",
         hidden: int = 64,
         bidirectional: bool = True,
         pooling: str = "rnn",
@@ -69,16 +69,16 @@ class WindowSequence(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        _check_arguments(out_channels, window, stride, axis, cell, pooling)
+        _check_arguments(out_channels, window, stride, axis, cell, pooling, context)
         self.encoder = encoder
         self.features = features
         self.window = window
         self.stride = stride
         self.axis = axis % 3 + 2
         self.context = context
-        recurrent = context or pooling in ("rnn", "attention")
-        self.rnn = Recurrence(cell, features, hidden, bidirectional) if recurrent else None
-        width = hidden * (1 + bidirectional) if recurrent else features
+        read = context or pooling in ("rnn", "attention")
+        self.rnn = Recurrence(cell, features, hidden, bidirectional) if read and cell is not None else None
+        width = features if self.rnn is None else hidden * (1 + bidirectional)
         self.dropout = nn.Dropout(dropout)
         self.logits = nn.Linear(width if context else features, out_channels)
         self.fc = _volume_head(pooling, width, bidirectional, out_channels, dropout)
@@ -250,7 +250,9 @@ def _volume_head(pooling: str, width: int, bidirectional: bool, out_channels: in
     return AttentionHead(width, out_channels, dropout) if pooling == "attention" else PooledWindows(pooling)
 
 
-def _check_arguments(out_channels: int, window: int, stride: int, axis: int, cell: str, pooling: str) -> None:
+def _check_arguments(
+    out_channels: int, window: int, stride: int, axis: int, cell: str | None, pooling: str, context: bool
+) -> None:
     """Raise when an argument of the network is out of its range.
 
     Raises:
@@ -260,8 +262,12 @@ def _check_arguments(out_channels: int, window: int, stride: int, axis: int, cel
     problems += [] if window > 0 and window % 2 else [f"`window` must be odd, centred on its slice, got {window}"]
     problems += [] if stride > 0 else [f"`stride` must be 1 slice or more, got {stride}"]
     problems += [] if -3 <= axis < 3 else [f"`axis` must be -3 to 2, got {axis}"]
-    words: Sequence[tuple[str, str, tuple[str, ...]]] = (("cell", cell, CELLS), ("pooling", pooling, POOLINGS))
-    problems += [f"`{name}` must be one of {', '.join(of)}, got {word!r}" for name, word, of in words if word not in of]
+    if cell is None and (context or pooling == "rnn"):
+        problems.append("`cell` is None: without an RNN there are no states for `pooling: rnn` or `context`")
+    words: Sequence[tuple[str, str | None, tuple[str | None, ...]]]
+    words = (("cell", cell, (*CELLS, None)), ("pooling", pooling, POOLINGS))
+    for name, word, of in words:
+        problems += [] if word in of else [f"`{name}` must be one of {', '.join(map(str, of))}, got {word!r}"]
     raise_problems("the network of windows can't be made", problems)
 
 
