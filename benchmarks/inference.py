@@ -1,6 +1,6 @@
 """Segment whole scans: tomokit beside MONAI's and nnU-Net's ways and the bare network, in time, memory and labels.
 
-Command: make bench NAME=inference [ONLY="ct400-25 hippocampus"] [FULL=1] [MINUTES=40] [ARGS="--device cuda"]
+Command: make bench NAME=inference [ONLY="ct400-25 hippocampus"] [FULL=1] [MINUTES=10] [ARGS="--device cuda"]
 
 Plain: a CT of 400 slices with 25 classes. ONLY= picks data sets; FULL=1 takes all that are picked, or all, with each
 part of the gain switched off alone. One network of a size, MONAI's DynUNet of 32 to 320 filters, trained for MINUTES
@@ -304,7 +304,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=list(DATASETS))
     parser.add_argument("--full", action="store_true", help="all that are picked, each part switched off too")
-    parser.add_argument("--minutes", type=float, default=40.0, help="of each network's training")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of each network's training")
     parser.add_argument("--repeats", type=int, help="3, on a GPU 1")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--nnunet", default=sys.executable, help="the interpreter of an environment that has nnunetv2")

@@ -62,6 +62,7 @@ def _network_numbers() -> dict[str, Any]:
     """Return what every network's layer has."""
     kernels = [3] * len(FILTERS)
     sizes = {"patch_size": PATCH, "filters": FILTERS, "strides": STRIDES, "kernel_size": kernels}
+    sizes |= {"batch_size": 1, "foreground_share": 0.8}  # more steps in as many minutes, on structures
     return sizes | {"learning_rate": choose_learning_rate(FILTERS, MUON_RATE).value}
 
 
