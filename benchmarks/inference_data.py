@@ -36,7 +36,9 @@ ISOCENTRE_MM = (3.2, -171.0, -742.5)
 LIVER, SPLEEN = 1, 2
 PUBLIC = {5: LIVER, 1: SPLEEN}  # of the public CT's label map
 PHANTOM = {1: LIVER, 2: SPLEEN, 3: LIVER}  # of the phantoms'; a lesion is part of the liver
-SCANS, PHANTOMS = 3, 3  # training cases: the public CT in noise of three kinds, and phantoms; the last one is left out
+# training cases: the public CT in noise of so many kinds, since an epoch takes one patch of each case, and phantoms,
+# the last of which is left out
+SCANS, PHANTOMS = 7, 2
 
 
 # ---------------------------------------------------------------------------------------------------- bodies

@@ -113,9 +113,9 @@ def test_a_training_set_has_the_public_scan_and_phantoms_with_liver_and_spleen(r
     described = json.loads((folder / "dataset.json").read_text())
     assert described["labels"] == {"0": "background", "1": "liver", "2": "spleen"}
     fold = json.loads((folder / "splits.json").read_text())["folds"][0]
-    assert fold["test"] == ["phantom_2"] and len(fold["training"]) == 5 and fold["validation"] == []
+    assert fold["test"] == ["phantom_1"] and len(fold["training"]) == 8 and fold["validation"] == []
     values = [set(np.unique(nibabel.load(folder / entry["label"]).dataobj)) for entry in described["training"]]
-    assert values == [{0, 1, 2}] * 6
+    assert values == [{0, 1, 2}] * 9
 
 
 def test_the_middle_of_a_scan_has_the_wanted_size_on_the_networks_grid(benchmark, write_volume, tmp_path):
