@@ -476,6 +476,15 @@ def test_bfloat16_is_the_networks_precision_alone(small_unet):
     assert 0 < (lower - whole).abs().max() < 0.05 * whole.abs().max()
 
 
+def test_bfloat16_does_not_hold_the_weights_twice():
+    """Autocast keeps what it casted until it ends: of a large network, more than the sums of the windows."""
+    kept = []
+    network = torch.nn.Conv3d(1, 2, 3, padding=1)
+    network.register_forward_hook(lambda *_: kept.append(torch.is_autocast_cache_enabled()))
+    SlabInferer((16, 16, 16), dtype=torch.bfloat16)(torch.rand(1, 1, 20, 33, 24), network)
+    assert kept and not any(kept)
+
+
 class Lifted(torch.nn.Module):
     """Makes part of what is below 0 a region: hills become plateaus."""
 

@@ -154,7 +154,9 @@ class NetworkCall:
 
     def _precision(self, image: Tensor) -> Any:
         """Return the context in which the network is called."""
-        return torch.autocast(image.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        lower = self.dtype != torch.float32
+        # without the cache, which would hold all weights a second time: each is used once in a call
+        return torch.autocast(image.device.type, self.dtype, lower, cache_enabled=False)
 
     def _features(self, windows: Tensor, order: Sequence[int]) -> Tensor:
         """Return the features (B, C, …) of windows (B, C, …), the axes of both in that order; mirrored ones' mean."""
