@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -317,6 +318,34 @@ def write_group(folder: Path, version: int, limit: str, used: int, reclaimable: 
     (folder / names[0]).write_text(f"{limit}\n")
     (folder / names[1]).write_text(f"{used}\n")
     (folder / "memory.stat").write_text(f"anon 5\n{names[2]} {reclaimable}\n")
+
+
+KEEPING = """
+import numpy, psutil
+from tomokit.memory import free_memory, keep_freed_memory
+held = lambda: psutil.Process().memory_info().rss
+keeps = keep_freed_memory()
+before = held()
+for megabytes in (40, 400):
+    block = numpy.ones(megabytes << 17)
+    del block
+    print(keeps, (held() - before) >> 20)
+free_memory()
+print(keeps, (held() - before) >> 20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such setting")
+@pytest.mark.parametrize(("environment", "kept"), [({}, True), ({"MALLOC_ARENA_MAX": "4"}, False)])
+def test_freed_blocks_are_kept_for_the_next_call_until_memory_is_asked_for(environment, kept):
+    command, inherited = [sys.executable, "-c", KEEPING], {k: v for k, v in os.environ.items() if "MALLOC_" not in k}
+    done = subprocess.run(command, capture_output=True, text=True, env=inherited | environment)
+    told = [line.split() for line in done.stdout.splitlines()]
+    assert [line[0] for line in told] == [str(kept)] * 3, done
+    small, large, asked = (int(line[1]) for line in told)
+    assert (small > 35) == (large > 35) == kept  # 40 MB stay, 400 MB do not
+    assert large < 100
+    assert asked < 5
 
 
 def test_free_memory_is_what_the_control_groups_leave(tmp_path, monkeypatch):
