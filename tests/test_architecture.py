@@ -8,7 +8,7 @@ import tomokit
 
 SOURCE = Path(tomokit.__file__).parent
 GROUPS = (
-    "errors memory files config_rules config_safety configs geometry labels statistics volumes",
+    "errors memory files config_rules config_safety configs geometry labels statistics conformal volumes",
     "datasets phantoms splits dicom importers reading catalogue checks caching",
     "transforms spacing augmentation networks sequences regions losses optimizers measure metrics pictures rivals "
     "records modalities pairs",
