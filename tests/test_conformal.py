@@ -38,7 +38,9 @@ def test_too_few_cases_promise_nothing(count, error_rate):
 def test_the_quantile_is_numpys_of_that_method():
     scores = np.random.default_rng(1).normal(size=57)
     level = math.ceil(58 * 0.8) / 57
-    assert conformal_quantile(scores, 0.2) == pytest.approx(np.quantile(scores, level, method="inverted_cdf"), abs=1e-12)
+    assert conformal_quantile(scores, 0.2) == pytest.approx(
+        np.quantile(scores, level, method="inverted_cdf"), abs=1e-12
+    )
 
 
 def test_coverage_follows_the_closed_form():
@@ -96,7 +98,11 @@ def test_sets_hold_the_truth_as_often_as_promised():
 
 @pytest.mark.parametrize(
     ("chances", "truth", "told"),
-    [([0.5], [0], r"got \(1,\) and \(1,\)"), ([[0.5, 0.5]], [0, 1], r"got \(1, 2\) and \(2,\)"), ([[1, 0]], [2], "2 to 2")],
+    [
+        ([0.5], [0], r"got \(1,\) and \(1,\)"),
+        ([[0.5, 0.5]], [0, 1], r"got \(1, 2\) and \(2,\)"),
+        ([[1, 0]], [2], "2 to 2"),
+    ],
 )
 def test_labels_that_do_not_fit_are_refused(chances, truth, told):
     with pytest.raises(TomokitError, match=told):
@@ -114,7 +120,8 @@ def test_the_interval_grows_with_the_surface():
 
 
 @pytest.mark.parametrize(
-    ("predicted", "truth", "told"), [([1.0], [1.0, 2.0], r"\(1,\) and \(2,\)"), ([-1.0], [1.0], "predicted .* got -1.0")]
+    ("predicted", "truth", "told"),
+    [([1.0], [1.0, 2.0], r"\(1,\) and \(2,\)"), ([-1.0], [1.0], "predicted .* got -1.0")],
 )
 def test_volumes_that_do_not_fit_are_refused(predicted, truth, told):
     with pytest.raises(TomokitError, match=told):

@@ -62,7 +62,7 @@ def fit_label_sets(probabilities: ArrayLike, truth: ArrayLike, error_rate: float
             f"label sets need probabilities (cases, classes) and a class of each case, got {chances.shape} and "
             f"{classes.shape}"
         )
-    if classes.size and not (0 <= classes.min() and classes.max() < chances.shape[1]):
+    if classes.size and not (classes.min() >= 0 and classes.max() < chances.shape[1]):
         raise TomokitError(f"classes must lie in 0 to {chances.shape[1] - 1}, got {classes.min()} to {classes.max()}")
     own = chances[np.arange(len(classes)), classes.astype(int)]
     return max(0.0, 1 - conformal_quantile(1 - own, error_rate))
@@ -156,7 +156,7 @@ def choose_referral(certainty: ArrayLike, wrong: ArrayLike, risk: float) -> floa
     for count in range(first, len(ranked) + 1):
         if count < len(ranked) and ranked[count] == ranked[count - 1]:
             continue  # the next case has the same certainty, so it is answered too
-        if upper_bound(int(round(errors[count - 1])), count) > risk:
+        if upper_bound(round(errors[count - 1]), count) > risk:
             break
         least = float(ranked[count - 1])
     return least

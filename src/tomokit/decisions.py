@@ -24,6 +24,7 @@ from tomokit.engines.hardware import plain
 from tomokit.engines.predicting import predict_cases
 from tomokit.errors import TomokitError
 from tomokit.files import read_json, write_json
+from tomokit.held_out import keep_classes, keep_values
 from tomokit.metrics import check_task
 from tomokit.runs import is_main_process
 
@@ -143,7 +144,8 @@ def choose_decision(
     """Return what is decided, written to `<run_dir>/decision.json`: on the validation cases, with the best weights.
 
     Classes get one temperature, several labels a temperature and a threshold each. Nothing is decided where there are
-    no validation cases: then None is returned, and no file written. Of a value only the target's scale is kept.
+    no validation cases: then None is returned, and no file written. Of a value only the target's scale is kept. The
+    answers on classes and values are kept for what they promise of new cases (`tomokit.held_out`).
 
     Args:
         evaluator: MONAI's evaluator on the validation cases; its network gets the best weights.
@@ -158,7 +160,12 @@ def choose_decision(
     check_task(task)
     if not is_main_process():
         return None
-    found = _keep_scale(scale) if task == "value" else _choose(evaluator, Path(run_dir), labels, task)
+    scaled = _keep_scale(scale) if task == "value" else None
+    predicted = _predict_best(evaluator, Path(run_dir))
+    if scaled and predicted:
+        values = predicted[0][:, 0] * scaled["deviation"] + scaled["mean"]
+        keep_values(run_dir, values, predicted[1].reshape(-1) * scaled["deviation"] + scaled["mean"])
+    found = scaled or (predicted and _choose(*predicted, Path(run_dir), labels, task))
     if found is None:
         return None
     content = {"task": task, **found}
@@ -282,16 +289,24 @@ def _parse(content: Mapping[str, Any], task: str) -> Decision:
     return Decision(temperatures, thresholds)
 
 
-def _choose(evaluator: Any, run_dir: Path, labels: Mapping[str, str], task: str) -> dict[str, Any] | None:
-    """Return what is decided on classes or labels; None where there are no validation cases."""
+def _predict_best(evaluator: Any, run_dir: Path) -> tuple[NDArray[np.float64], NDArray[Any]] | None:
+    """Return what the best weights give on the validation cases, and their labels; None where there are none."""
     best = run_dir / "checkpoints" / "best.pt"
     if not best.is_file() or not len(evaluator.data_loader.dataset):
         return None
     evaluator.network.load_state_dict(weights_of(load(best)))
-    logits, truth = predict_cases(evaluator)
-    if task == "classes":
-        return decide_classes(logits, truth)
-    return decide_labels(logits, truth, [labels[key] for key in sorted(labels, key=int)])
+    return predict_cases(evaluator)
+
+
+def _choose(
+    logits: NDArray[np.float64], truth: NDArray[Any], run_dir: Path, labels: Mapping[str, str], task: str
+) -> dict[str, Any]:
+    """Return what is decided on classes or labels; the answers on classes are kept."""
+    if task == "labels":
+        return decide_labels(logits, truth, [labels[key] for key in sorted(labels, key=int)])
+    found = decide_classes(logits, truth)
+    keep_classes(run_dir, scipy.special.softmax(logits / found["temperatures"][0], axis=1), truth)
+    return found
 
 
 def _keep_scale(scale: Mapping[str, float] | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from tomokit.engines.hardware import plain, to_channels_last
 from tomokit.errors import TomokitError
 from tomokit.files import read_json, write_json
 from tomokit.geometry import voxel_volume_ml
+from tomokit.held_out import keep_volumes
 from tomokit.labels import foreground
 from tomokit.runs import is_main_process
 
@@ -89,7 +90,8 @@ def choose_postprocessing(
 
     Each structure is tried with several smallest sizes and, where it truly is one piece in every case that has it, with
     its largest piece alone. The best is kept if it raises the structure's mean Dice by 0.001, helps at least three
-    cases, and more than it harms. None is returned, and nothing written, where there are no validation cases or the
+    cases, and more than it harms. The volumes that result are kept for what they promise of new cases
+    (`tomokit.held_out`). None is returned, and nothing written, where there are no validation cases or the
     network's classes overlap.
 
     Args:
@@ -122,6 +124,8 @@ def choose_postprocessing(
         "tried": {labels[str(value)]: choice for value, choice in found.items()},
     }
     write_json(Path(run_dir) / FILE, content)
+    if len(spacing) == 3:
+        keep_volumes(run_dir, {name: _volumes(pieces[value], found[value], unit) for value, name in structures.items()})
     for value, choice in found.items():
         if choice["step"]:
             told = (structures[value], choice["told"], choice["dice"], choice["plain"])
@@ -214,6 +218,13 @@ def read_steps(path: Path) -> dict[int, Step]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise TomokitError(f"{path} is malformed ({json.dumps(content)[:80]}); delete it to use none") from error
     return steps
+
+
+def _volumes(cases: Sequence[Pieces], choice: Mapping[str, Any], unit: float) -> tuple[list[float], list[float]]:
+    """Return a structure's predicted volumes in ml after what was chosen, and the true ones, of each case."""
+    step = Step(**(choice["step"] or {}))
+    predicted = [float(case.sizes[kept_pieces(case.sizes, step, unit)].sum()) * unit for case in cases]
+    return predicted, [case.truth * unit for case in cases]
 
 
 def _mean(values: NDArray[np.float64]) -> float:

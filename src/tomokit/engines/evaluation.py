@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from tomokit.engines.comparison import compare_rows, score_rivals
 from tomokit.engines.progress import ProgressBar
 from tomokit.errors import TomokitError
 from tomokit.files import read_json, write_json, write_table
+from tomokit.held_out import Promise, promise_classes, promise_interval, read_promise, score_classes, score_intervals
 from tomokit.inference import WritePredictiond, finish_writing, first_image
 from tomokit.labels import foreground
 from tomokit.metrics import TASKS, check_task, score_segmentation, summarise_segmentation, summarise_task
 from tomokit.pictures import draw_cases, pick_cases
 from tomokit.runs import is_main_process, peak_memory_gb
+from tomokit.subgroups import read_subgroups, summarise_subgroups
 
 logger = logging.getLogger(__name__)
 
@@ -63,23 +66,35 @@ def _write_outputs(engine: Any, writer: WritePredictiond) -> None:
 
 
 def attach_class_table(
-    evaluator: Engine, output_dir: str | Path, labels: Mapping[str, str], task: str = "classes"
+    evaluator: Engine,
+    output_dir: str | Path,
+    labels: Mapping[str, str],
+    task: str = "classes",
+    run_dir: str | Path | None = None,
+    error_rate: float = 0.1,
+    risk: float = 0.05,
 ) -> None:
     """Write what the network says of each input to `<output_dir>/<task>.csv` at the end, or before an error ends it.
 
     `classes.csv` has the likeliest class and each one's probability; `labels.csv` of several labels the probability
-    of each and whether it is decided to be there (0 or 1); `value.csv` the predicted value.
+    of each and whether it is decided to be there (0 or 1); `value.csv` the predicted value. What the run's validation
+    cases promise stands beside: of classes the `set` that holds the true one and why a human should `refer` to the
+    scan, of a value its interval, `low` to `high`.
 
     Args:
         evaluator: its output holds `pred`, probabilities (C,) or a value (1,), and of labels `pred_decided` (C,).
         output_dir: the folder to write to.
         labels: the classes or labels, `{"0": name, …}`.
         task: "classes", "labels" or "value".
+        run_dir: of the run, whose promise is told; None tells none.
+        error_rate: the share of sets and intervals that may miss the truth.
+        risk: the share of answers that may be wrong where no human is asked.
 
     Raises:
-        TomokitError: when there is no such task.
+        TomokitError: when there is no such task, or a share does not lie between 0 and 1.
     """
     check_task(task)
+    promise = read_promise(run_dir, error_rate, risk) if run_dir is not None else None
     rows: list[dict[str, Any]] = []
     path, names = Path(output_dir) / f"{task}.csv", _names(labels)
 
@@ -89,7 +104,7 @@ def attach_class_table(
             row = {"case": item["case"]}
             if task == "classes":
                 row["class"] = max(names, key=lambda name: answers[f"p_{name}"])
-            rows.append(row | answers)
+            rows.append(row | answers | tell_promise(promise, answers, names))
 
     evaluator.add_event_handler(Events.ITERATION_COMPLETED, keep)
     write_at_end(evaluator, path, rows, task, "case")
@@ -207,6 +222,9 @@ def attach_classification_scores(
     feature_models: Sequence[str] = (),
     mask_above: float | None = None,
     records: Mapping[str, Any] | None = None,
+    error_rate: float = 0.1,
+    risk: float = 0.05,
+    dataset_dir: str | Path | None = None,
 ) -> None:
     """Keep what the network says of each test case; write `cases.csv` and `metrics.json` at the end.
 
@@ -223,14 +241,18 @@ def attach_classification_scores(
             "logistic", "tree" and "perceptron".
         mask_above: the images are masks themselves: voxels above this value are the structure that is measured.
         records: of a fusion, how its records become numbers: also score a linear model of the record alone.
+        error_rate: the share of label sets and intervals that may miss the truth, by the run's validation cases.
+        risk: the share of answers that may be wrong where no human is asked.
+        dataset_dir: the data set that tells the kinds of cases, which are scored by themselves; None scores none.
 
     Raises:
-        TomokitError: when there is no test case, no such task, or no such rival.
+        TomokitError: when there is no test case, no such task, no such rival, or a share is impossible.
     """
     check_test_cases(cases)
     check_task(task)
     for model in feature_models:
         rivals.make_classifier(model)  # an unknown one is told now, not after the network has run
+    promise = read_promise(run_dir, error_rate, risk)
     rows: list[dict[str, Any]] = []
     truths = {entry["case"]: entry for entry in cases["test"]}
     names = _names(labels)
@@ -241,11 +263,17 @@ def attach_classification_scores(
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
             row = {"case": item["case"], "patient": item["patient"]}
             row |= _truths(task, truths[item["case"]]["label"], names)
-            rows.append(row | _answers(task, output, names))
+            answers = _answers(task, output, names)
+            rows.append(row | answers | tell_promise(promise, answers, names))
 
     def finish(_: Engine) -> None:
         measures: dict[str, Any] = {"task": TASKS[task], "checkpoint": tell_checkpoint(run_dir, checkpoint)}
         measures |= {"seconds": time.perf_counter() - began, **summarise_task(task, rows, names)}
+        if promise:
+            kept = score_classes(promise, rows, names) if task == "classes" else score_intervals(promise, rows, "truth")
+            measures["promises"] = kept
+        if groups := read_subgroups(dataset_dir, list(truths)) if dataset_dir else {}:
+            measures["subgroups"] = summarise_subgroups(rows, groups, partial(summarise_task, task, names=names))
         _write(run_dir, rows, measures)
         if found := score_rivals(task, cases, labels, rival, feature_models, mask_above, records):
             measures["rivals"] = {name: summarise_task(task, own, names) for name, own in found.items()}
@@ -302,6 +330,16 @@ def _answers(task: str, output: Mapping[str, torch.Tensor], names: Sequence[str]
         decided = output["pred_decided"] if "pred_decided" in output else output["pred"] >= 0.5
         answers |= {f"decided_{name}": int(flag) for name, flag in zip(names, decided.flatten(), strict=True)}
     return answers
+
+
+def tell_promise(promise: Promise | None, answers: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return what a run promises of a case as columns of a table; none where it promises nothing."""
+    if promise is None:
+        return {}
+    if promise.task == "value":
+        low, high = promise_interval(promise, answers["prediction"])
+        return {"low": low, "high": high}
+    return dict(promise_classes(promise, {name: answers[f"p_{name}"] for name in names}))
 
 
 def _attach(evaluator: Engine, score: Any, finish: Any) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tomokit.decisions import FILE as DECISION
+from tomokit.held_out import FILE as HELD_OUT
 from tomokit.postprocessing import FILE as POSTPROCESSING
 from tomokit.records import FILE as RECORDS
 from tomokit.release.exports import Export
@@ -37,6 +38,7 @@ LEARNED = {
     POSTPROCESSING: "which pieces of a structure are removed, chosen on the validation cases",
     DECISION: "temperatures, thresholds or the target's scale, chosen or known from the training",
     RECORDS: "how a record's fields become numbers, fitted on the training cases",
+    HELD_OUT: "answers on the validation cases, without names, which label sets and intervals rest on",
 }
 
 

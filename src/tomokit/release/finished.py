@@ -11,11 +11,12 @@ from tomokit.engines.checkpoints import find_checkpoint
 from tomokit.engines.evaluation import tell_checkpoint
 from tomokit.errors import TomokitError
 from tomokit.files import read_json
+from tomokit.held_out import FILE as HELD_OUT
 from tomokit.postprocessing import FILE as POSTPROCESSING
 from tomokit.records import FILE as RECORDS
 from tomokit.splits import PARTS
 
-LEARNED = (POSTPROCESSING, DECISION, RECORDS)  # beside the weights, what training chose or fitted
+LEARNED = (POSTPROCESSING, DECISION, RECORDS, HELD_OUT)  # beside the weights, what training chose or fitted
 
 
 class FinishedRun(NamedTuple):
