@@ -6,7 +6,7 @@ from matplotlib.image import imread
 
 from tomokit.errors import TomokitError
 from tomokit.metrics import score_segmentation
-from tomokit.pictures import COLOURS, _middle, _to_ras, draw_cases, overlay_slice, pick_cases
+from tomokit.pictures import COLOURS, _middle, draw_cases, overlay_slice, pick_cases, turn_to_ras
 
 LABELS = {"0": "background", "1": "liver", "2": "spleen"}
 SPACING = (1.0, 2.0, 4.0)
@@ -76,7 +76,7 @@ def test_slices_of_other_shapes():
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "SAL", "IRP"])
 def test_any_orientation_is_turned_to_the_same_volume(codes):
-    volume, expected = _to_ras(make_case(codes=codes)), make_case()
+    volume, expected = turn_to_ras(make_case(codes=codes)), make_case()
     assert volume.spacing == SPACING
     for key in ("image", "truth", "prediction"):
         assert np.array_equal(getattr(volume, key), expected[key])

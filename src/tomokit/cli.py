@@ -214,11 +214,29 @@ def lint(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
-    """Print a run's measures with their intervals, the rival's beside them."""
-    from tomokit.report import print_run
+def report(
+    runs: Annotated[list[Path] | None, typer.Argument(metavar="RUN…", help="Folders of evaluated runs.")] = None,
+    case: Annotated[Path | None, typer.Option(help="A new scan: a page of what the run finds in it.")] = None,
+    run: Annotated[Path | None, typer.Option(help="With --case: the folder of a trained run.")] = None,
+    bundle: Annotated[
+        str | None, typer.Option(help="With --case: the bundle of the run, if not its task's own.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The page; report.html in the run's folder.")] = None,
+) -> None:
+    """Print a run's scores with their intervals and write its page; several runs stand side by side."""
+    from tomokit.errors import TomokitError
+    from tomokit.report import print_run, write_case_page, write_report
 
-    print_run(run)
+    if case is not None:
+        if run is None or runs:
+            raise TomokitError("`--case SCAN` needs `--run RUN`, and no other run")
+        print(f"page: {write_case_page(case, run, bundle, out)}")
+        return
+    if not runs or run is not None or bundle is not None:
+        raise TomokitError("give the folders of runs, or `--case SCAN --run RUN`")
+    for folder in runs:
+        print_run(folder)
+    print(f"report: {write_report(runs, out)}")
 
 
 @app.command()

@@ -57,12 +57,18 @@ def pick_cases(rows: Sequence[Row]) -> list[str]:
     return [names[i] for i in positions]
 
 
-def overlay_slice(image: ArrayLike, prediction: ArrayLike, truth: ArrayLike | None = None) -> NDArray[np.uint8]:
+def overlay_slice(
+    image: ArrayLike,
+    prediction: ArrayLike,
+    truth: ArrayLike | None = None,
+    window: tuple[float, float] | None = None,
+) -> NDArray[np.uint8]:
     """Return an RGB picture (H, W, 3) of one axial slice, the prediction filled and the truth outlined.
 
     All are (X, Y), x to the patient's right and y to the front; H is along y and W along x. The grey image
-    runs from its 1st to its 99th percentile; structure k has the same colour in every picture (seven colours,
-    then again).
+    runs over `window`, lowest and highest value, or from its 1st to its 99th percentile; structure k has the same
+    colour in every picture (seven colours, then again). Coronal (X, Z) and sagittal slices (Y, Z) come out with the
+    head at the top, sagittal ones with the front on the left.
 
     Raises:
         TomokitError: when the arrays are not 2D or their shapes differ.
@@ -73,7 +79,7 @@ def overlay_slice(image: ArrayLike, prediction: ArrayLike, truth: ArrayLike | No
     if len(shapes[0]) != 2 or len(set(shapes)) > 1:
         raise TomokitError(f"a slice needs 2D arrays of one shape (X, Y), got {shapes}")
     planes = [array[::-1, ::-1].T for array in arrays]
-    low, high = _grey_range(planes[0])
+    low, high = window or grey_range(planes[0])
     grey = np.clip((planes[0].astype(float) - low) / (high - low), 0, 1)
     picture = np.repeat(grey[..., None], 3, axis=2)
     _paint(picture, planes[1], OPACITY)
@@ -98,7 +104,7 @@ def draw_cases(
     """
     if not cases:
         raise TomokitError(f"no cases to draw in {path}, got an empty list")
-    volumes = [_to_ras(case) for case in cases]
+    volumes = [turn_to_ras(case) for case in cases]
     figure = Figure(figsize=(WIDTH_INCHES, ROW_INCHES * len(cases) + 0.9), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(h_pad=0.1, w_pad=0.03)  # type: ignore[union-attr,call-arg]
@@ -110,13 +116,13 @@ def draw_cases(
     figure.supxlabel(CONVENTION, fontsize=8)
     shown = {int(value) for volume in volumes for array in volume[1:3] for value in np.unique(array)}
     names = {value: name for value, name in foreground(labels).items() if value in shown}
-    handles = [Patch(color=_colour(value), label=name) for value, name in names.items()]
+    handles = [Patch(color=colour_of(value), label=name) for value, name in names.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
 
 
-def _to_ras(case: Mapping[str, Any]) -> Volume:
+def turn_to_ras(case: Mapping[str, Any]) -> Volume:
     """Return a case with its index axes turned to the nearest of x right, y front, z head."""
     affine = check_affine(case["affine"])
     arrays = [np.asarray(case[key]) for key in ("image", "truth", "prediction")]
@@ -131,7 +137,7 @@ def _to_ras(case: Mapping[str, Any]) -> Volume:
 
 def _draw_row(axes: Sequence[Axes], volume: Volume) -> None:
     """Draw the three views of one case."""
-    low, high = _grey_range(volume.image)
+    low, high = grey_range(volume.image)
     middle = _middle(volume.truth if volume.truth.any() else volume.prediction)
     for ax, (name, letters), across in zip(axes, VIEWS, (2, 1, 0), strict=True):
         image, truth, prediction = (np.take(array, middle[across], axis=across)[::-1, ::-1].T for array in volume[:3])
@@ -139,7 +145,7 @@ def _draw_row(axes: Sequence[Axes], volume: Volume) -> None:
         ax.imshow(image, cmap="gray", vmin=low, vmax=high, aspect=height_mm / width_mm)
         ax.imshow(_fill(prediction), aspect=height_mm / width_mm, interpolation="nearest")
         for value in np.unique(truth[truth > 0]):
-            _draw_edge(ax, truth == value, _colour(int(value)))
+            _draw_edge(ax, truth == value, colour_of(int(value)))
         ax.set_xlabel(name, fontsize=8)
         ax.set(xticks=[], yticks=[])
         _mark_directions(ax, letters)
@@ -177,7 +183,7 @@ def _middle(label_map: NDArray[Any]) -> tuple[int, int, int]:
     return int(x), int(y), int(z)
 
 
-def _grey_range(image: NDArray[Any]) -> tuple[float, float]:
+def grey_range(image: NDArray[Any]) -> tuple[float, float]:
     """Return the 1st and 99th percentile of an image, kept apart where it is constant."""
     step = max(1, image.size // 1_000_000)
     low, high = np.percentile(image.ravel()[::step].astype(float), [1, 99])
@@ -188,7 +194,7 @@ def _fill(label_map: NDArray[Any]) -> NDArray[np.float64]:
     """Return an RGBA picture of a label map (H, W), clear where it is background."""
     picture = np.zeros((*label_map.shape, 4))
     for value in np.unique(label_map[label_map > 0]):
-        picture[label_map == value] = (*to_rgb(_colour(int(value))), OPACITY)
+        picture[label_map == value] = (*to_rgb(colour_of(int(value))), OPACITY)
     return picture
 
 
@@ -196,7 +202,7 @@ def _paint(picture: NDArray[np.float64], label_map: NDArray[Any], opacity: float
     """Blend a label map's colours into an RGB picture (H, W, 3) in place."""
     for value in np.unique(label_map[label_map > 0]):
         here = label_map == value
-        picture[here] = (1 - opacity) * picture[here] + opacity * np.array(to_rgb(_colour(int(value))))
+        picture[here] = (1 - opacity) * picture[here] + opacity * np.array(to_rgb(colour_of(int(value))))
 
 
 def _outlines(label_map: NDArray[Any]) -> NDArray[Any]:
@@ -208,6 +214,6 @@ def _outlines(label_map: NDArray[Any]) -> NDArray[Any]:
     return kept
 
 
-def _colour(value: int) -> str:
+def colour_of(value: int) -> str:
     """Return the colour of a structure."""
     return COLOURS[(value - 1) % len(COLOURS)]

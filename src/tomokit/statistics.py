@@ -12,6 +12,9 @@ from tomokit.errors import TomokitError
 
 BATCH_VALUES = 2_000_000  # numbers held at once while resampling: 16 MB
 LEAST_P = 0.05  # from which on it is a tie
+# how often a 95 % interval of a mean Dice held the true one in simulated studies of so many patients
+COVERAGE = {20: 0.90, 50: 0.93}  # as benchmarks/results/intervals.json has it
+FEW = 100  # patients, from which on it is 95 %, to 1.5 %
 
 
 class Interval(NamedTuple):
@@ -41,6 +44,16 @@ class Comparison(NamedTuple):
         if self.p >= LEAST_P:
             return "tie"
         return "better" if self.difference > 0 else "worse"
+
+
+def coverage_note(patients: int) -> str:
+    """Return how far an interval of so few patients falls short of its 95 %, a sentence; none from 100 patients on."""
+    if patients >= FEW:
+        return ""
+    size = max((size for size in COVERAGE if size <= patients), default=min(COVERAGE))
+    told = "Even of" if patients < size else "Of"
+    share = f"{COVERAGE[size]:.1%}"
+    return f"{told} {size} patients such intervals held the truth in {share} of simulated studies, not 95 %."
 
 
 def bootstrap_mean(
@@ -141,6 +154,29 @@ def bootstrap_statistics(
         _percentile_interval(float(value), own, n_patients, confidence)
         for value, own in zip(values, drawn.T, strict=True)
     ]
+
+
+def compare_means(scores_a: ArrayLike, scores_b: ArrayLike, patients: Sequence[Hashable]) -> Comparison:
+    """Return the mean of `scores_a` minus that of `scores_b` on the same cases, its interval, and p of no difference.
+
+    The interval is the paired bootstrap's by patient, p is that of Wilcoxon's signed ranks of the patients' mean
+    differences: 1 where all are equal. Each array, and `patients`, hold one entry per case. Of one patient the interval
+    is the difference itself, and p 1.
+
+    Raises:
+        TomokitError: when there are no cases, the lengths differ, or a score is not finite.
+    Source: Wilcoxon, Individual comparisons by ranking methods, Biometrics Bulletin 1 (1945).
+    """
+    one, two = np.asarray(scores_a, dtype=float), np.asarray(scores_b, dtype=float)
+    if one.shape != two.shape:
+        raise TomokitError(f"both must score the same cases, got {one.shape} and {two.shape} scores")
+    found = bootstrap_mean(one - two, patients)
+    members = _members(len(one), patients)
+    means = np.bincount(members, weights=one - two) / np.bincount(members)
+    p = float(scipy.stats.wilcoxon(means).pvalue) if len(means) > 1 and means.any() else 1.0
+    mean = float((one - two).mean())
+    ends = (mean, mean) if found.low is None or found.high is None else (found.low, found.high)
+    return Comparison(mean, *ends, p)
 
 
 def delong(truth: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike, *, confidence: float = 0.95) -> Comparison:
