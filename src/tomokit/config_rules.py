@@ -572,6 +572,23 @@ def flip_findings(config: dict[str, Any], merged: Merged) -> list[Finding]:
     return findings
 
 
+def plane_findings(config: dict[str, Any], merged: Merged) -> list[Finding]:
+    """Return whether a config's network takes images of other dimensions than its `image_size` or `patch_size` has."""
+    key = next((key for key in ("image_size", "patch_size") if isinstance(config.get(key), list)), None)
+    found: Any = config.get("network_def")
+    if is_component(found) and "spatial_dims" not in found:
+        found = found.get("network")  # in what only pads its images
+    if key is None or not is_component(found):
+        return []
+    dimensions, length = found.get("spatial_dims"), len(config[key])
+    dimensions = config.get("spatial_dims") if dimensions == "@spatial_dims" else dimensions
+    if not isinstance(dimensions, int) or dimensions == length:
+        return []
+    text = f"`network_def` has `spatial_dims` {dimensions}, but `{key}` {config[key]} has {length} numbers; "
+    file = merged.file_of("network_def")
+    return [Finding(file, "network_def", "dimensions", text + f"set `spatial_dims` to {length}")]
+
+
 def shared_findings(
     config: dict[str, Any],
     merged: Merged,
@@ -590,4 +607,5 @@ def shared_findings(
         *component_findings(config, merged, locator, may_import),
         *standard_values(config, merged)[1],
         *flip_findings(config, merged),
+        *plane_findings(config, merged),
     ]
