@@ -36,6 +36,12 @@ def keep_freed_memory() -> bool:
     return all(done)
 
 
+def give_back_memory() -> None:
+    """Give freed blocks that the C library keeps back to the system, where it is glibc."""
+    if library := _glibc():
+        library.malloc_trim(0)
+
+
 def _glibc() -> Any:
     """Return the C library of this process if it is glibc, else None."""
     if platform.libc_ver()[0] != "glibc":
@@ -50,8 +56,7 @@ def free_memory(group_file: Path = Path("/proc/self/cgroup"), groups: Path = Pat
     Processes that train together on this machine (`LOCAL_WORLD_SIZE`) share it. `group_file` names the process's
     control groups, whose limits stand under `groups` (Linux).
     """
-    if library := _glibc():
-        library.malloc_trim(0)
+    give_back_memory()
     lines = group_file.read_text().splitlines() if group_file.is_file() else []
     limits = [left for line in lines for left in _free_in_groups(line, groups)]
     free = min([int(psutil.virtual_memory().available), *limits, *_free_addresses()])
