@@ -106,8 +106,8 @@ infer: install  ## use a run on new scans, or on its test images  [BUNDLE= RUN= 
 release: install  ## write a run as one zip that MONAI's tools load  [BUNDLE= RUN= OUT=]
 	$(BIN)/tomokit release $(BUNDLE) --run runs/$(RUN) --out $(or $(OUT),$(notdir $(RUN)).zip) $(ARGS)
 
-report: install  ## print a run's measures  [RUN=]
-	$(BIN)/tomokit report runs/$(RUN)
+report: install  ## print the scores of runs, write their page; or one of a new scan  [RUN="one two", or RUN= CASE=]
+	$(BIN)/tomokit report $(if $(CASE),--case $(CASE) --run runs/$(RUN),$(addprefix runs/,$(RUN)))
 
 tensorboard: install  ## follow all runs in the browser
 	$(BIN)/tensorboard --logdir runs
