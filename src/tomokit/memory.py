@@ -27,19 +27,14 @@ def keep_freed_memory() -> bool:
     """Let the C library keep freed blocks of up to 64 MiB, 2 GiB of them, and return whether it does.
 
     By default glibc gives what a layer's output took back to the system and asks for it anew in each call of a network,
-    and Linux clears every page of it: a sixth to a quarter of the time (docs/experiments.md). Other C libraries, and a
-    process whose environment sets `MALLOC_…` itself, stay as they are.
+    and Linux clears every page of it: a quarter of the time of large patches (docs/experiments.md). It costs up to 0.3 GB,
+    so that inference, whose memory is bounded, does without. Other C libraries, and a process whose environment sets
+    `MALLOC_…` itself, stay as they are.
     """
     if _glibc() is None or any(name.startswith("MALLOC_") for name in os.environ):
         return False
     done = [_glibc().mallopt(name, size) for name, size in ((MMAP_THRESHOLD, LARGEST_KEPT), (TRIM_THRESHOLD, KEPT))]
     return all(done)
-
-
-def give_back_memory() -> None:
-    """Give freed blocks that the C library keeps back to the system, where it is glibc."""
-    if library := _glibc():
-        library.malloc_trim(0)
 
 
 def _glibc() -> Any:
@@ -56,7 +51,8 @@ def free_memory(group_file: Path = Path("/proc/self/cgroup"), groups: Path = Pat
     Processes that train together on this machine (`LOCAL_WORLD_SIZE`) share it. `group_file` names the process's
     control groups, whose limits stand under `groups` (Linux).
     """
-    give_back_memory()
+    if library := _glibc():
+        library.malloc_trim(0)
     lines = group_file.read_text().splitlines() if group_file.is_file() else []
     limits = [left for line in lines for left in _free_in_groups(line, groups)]
     free = min([int(psutil.virtual_memory().available), *limits, *_free_addresses()])

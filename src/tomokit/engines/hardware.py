@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, DistributedSampler, Sampler, SequentialSampler
 
 from tomokit.errors import TomokitError
-from tomokit.memory import keep_freed_memory
 from tomokit.runs import describe_determinism
 
 logger = logging.getLogger(__name__)
@@ -89,15 +88,10 @@ def distributed_device() -> torch.device:
 
 
 def place_network(network: nn.Module, device: str | torch.device) -> nn.Module:
-    """Return the network on its device in channels-last order, joined with the other processes' where there are.
-
-    On a CPU the memory that its layers free is kept for its next call.
-    """
+    """Return the network on its device in channels-last order, joined with the other processes' where there are."""
     volumes = any(isinstance(module, nn.Conv3d) for module in network.modules())
     order = torch.channels_last_3d if volumes else torch.channels_last
     network.to(device, memory_format=order)  # type: ignore[call-overload]  # torch's stubs lack this form
-    if torch.device(device).type == "cpu":
-        keep_freed_memory()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         on_gpu = torch.device(device).type == "cuda"
         return nn.parallel.DistributedDataParallel(network, device_ids=[device] if on_gpu else None)

@@ -20,6 +20,7 @@ from tomokit.engines.progress import ProgressBar
 from tomokit.engines.tensorboard import attach_overlays
 from tomokit.errors import TomokitError
 from tomokit.files import write_json
+from tomokit.memory import keep_freed_memory
 from tomokit.runs import is_main_process, peak_memory_gb
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ def attach_training(
         TomokitError: when the checkpoint to resume from is damaged or of another network.
     """
     run_dir = Path(run_dir)
+    if str(trainer.state.device) == "cpu":
+        keep_freed_memory()
     state = TrainingState(trainer, lr_scheduler)
     if weight_averaging != 0:
         state.average = WeightAverage(state.network, weight_averaging)

@@ -26,7 +26,7 @@ from tomokit.inference.grids import Axis, relate_grids, same_grid
 from tomokit.inference.inferers import list_flips
 from tomokit.inference.reducing import CONFIDENCE, ENTROPY, VARIANCE, BlockReducer, Map, label_dtype
 from tomokit.inference.slabs import sum_slabs
-from tomokit.memory import give_back_memory, lacks_memory
+from tomokit.memory import lacks_memory
 from tomokit.regions import region_values
 
 logger = logging.getLogger(__name__)
@@ -225,7 +225,6 @@ class SlabInferer(Inferer):
                 wanted = (strip[0], strip[1] + 1)
                 parts = sum_slabs(field.image, network, call.known.features, field.windows, wanted, self.batch)
                 for part in parts:
-                    give_back_memory()  # what the network's layers took, before logits of the source's voxels are made
                     reduce_part(part, field, number == 0, head, reducer, self.nearest)
                     done += 1
                     if self.grid == "source" and time.monotonic() - told > TOLD_SECONDS:

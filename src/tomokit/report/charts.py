@@ -77,7 +77,15 @@ def strip(run: Finished) -> Chart | None:
         for place, (name, own) in enumerate(values.items()):
             known = [value for value in own if value is not None]
             heights = place + generator.uniform(-0.28, 0.28, len(known))
-            axes.plot(known, heights, ".", ms=3 if len(known) > 200 else 6, alpha=0.5, color=COLOURS[1], rasterized=len(run.rows) > MOST_DRAWN)
+            axes.plot(
+                known,
+                heights,
+                ".",
+                ms=3 if len(known) > 200 else 6,
+                alpha=0.5,
+                color=COLOURS[1],
+                rasterized=len(run.rows) > MOST_DRAWN,
+            )
             _mark_mean(axes, run.metrics["per_class"][name]["dice"], place)
         axes.set(yticks=range(len(values)), yticklabels=list(values), xlabel="Dice", xlim=(-0.02, 1.02))
         axes.invert_yaxis()
