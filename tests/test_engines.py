@@ -281,7 +281,7 @@ def test_tensorboard_has_scalars_and_pictures(tmp_path):
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 13))
     assert [event.value for event in events.Scalars("validation/val_score")] == pytest.approx([0.1, 0.2, 0.3, 0.4])
-    assert len(events.Images("validation/slice")) == EPOCHS
+    assert len(events.Images("validation/axial")) == EPOCHS
 
 
 def test_a_checkpoint_of_another_network_is_refused_with_what_differs(tmp_path):

@@ -1,12 +1,13 @@
 import nibabel
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from tomokit.errors import TomokitError
 from tomokit.metrics import score_segmentation
-from tomokit.pictures import COLOURS, _middle, draw_cases, overlay_slice, pick_cases, turn_to_ras
+from tomokit.pictures import COLOURS, _middle, draw_cases, draw_counts, overlay_slice, pick_cases, turn_to_ras
 
 LABELS = {"0": "background", "1": "liver", "2": "spleen"}
 SPACING = (1.0, 2.0, 4.0)
@@ -126,3 +127,30 @@ def test_scores_and_pictures_fit_together(tmp_path):
     rows = score_segmentation(case["prediction"], case["truth"], LABELS, case["affine"])
     named = [{**row, "case": "case_001"} for row in rows]
     assert pick_cases(named) == ["case_001"]
+
+
+def test_a_table_has_the_colours_of_its_shares_and_the_numbers_of_its_counts():
+    names, axes = ("a", "b"), ("answer", "truth")
+    shares = [[0.75, 0.25], [np.nan, np.nan]]
+    picture = draw_counts([[3, 1], [0, 0]], shares, names, names, axes)
+    pixels = picture.reshape(-1, 3).astype(int)
+    for share in (0.75, 0.25):
+        colour = np.round(np.array(colormaps["cividis"](share)[:3]) * 255)
+        assert (np.abs(pixels - colour).max(axis=1) <= 1).sum() > 1000
+    assert picture.dtype == np.uint8
+    assert not np.array_equal(picture, draw_counts([[6, 2], [0, 0]], shares, names, names, axes))
+    assert not np.array_equal(picture, draw_counts([[3, 1], [0, 0]], shares, names, names, ("truth", "answer")))
+
+
+def test_numbers_too_many_to_be_read_are_left_out():
+    for size, written in ((20, True), (21, False)):
+        names = [str(number) for number in range(size)]
+        shares = np.full((size, size), 0.5)
+        few, many = (draw_counts(np.full((size, size), n), shares, names, names, ("x", "y")) for n in (1, 9))
+        assert few.shape[0] < 1200 and np.array_equal(few, many) != written
+
+
+def test_a_table_whose_parts_do_not_fit_is_refused():
+    message = r"of one shape, got \(1, 2\), \(1, 2\), 1 rows and 1 columns"
+    with pytest.raises(TomokitError, match=message):
+        draw_counts([[1, 2]], [[0.5, 0.5]], ["a"], ["b"], ("x", "y"))

@@ -21,8 +21,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 from tomokit import phantoms
-from tomokit.bundles import find_bundle, list_bundles
+from tomokit.bundles import bundles_folder, find_bundle, list_bundles
 from tomokit.cli import app
+from tomokit.config_rules import Source, load_source, merge
+from tomokit.configs import read_config
 from tomokit.engines.checkpoints import save
 from tomokit.ensembles import join_runs
 from tomokit.errors import TomokitError
@@ -32,7 +34,7 @@ from tomokit.release import exports, making, release_run
 from tomokit.release.exports import TOLERANCE, Example, export_onnx, export_torchscript
 from tomokit.release.finished import read_run
 from tomokit.release.metadata import tell_training
-from tomokit.release.standalone import standalone_configs
+from tomokit.release.standalone import _training, standalone_configs
 from tomokit.release.training_data import TrainingData, describe_data, licence_text
 
 # windows that MONAI places and weights alike, so that an untrained network gives the same with both
@@ -620,6 +622,14 @@ def standalone_configs_unchecked(run):
     from tomokit.release.standalone import _neutral, _without_paths
 
     return _without_paths(_neutral(run.train, "organs", "dataset"))
+
+
+def test_where_a_run_was_logged_is_not_released(plain_run):
+    config = read_config(plain_run / "configs" / "train.yaml")
+    layers = [load_source(str(bundles_folder() / "_layers" / f"{name}.yaml")) for name in ("wandb", "mlflow")]
+    tracked = merge([Source("train", config), *layers]).config
+    assert len(tracked["train"]["handlers"]) == len(config["train"]["handlers"]) + 2 and "wandb_mode" in tracked
+    assert _training(tracked) == _training(config) == config
 
 
 def test_a_config_that_json_can_not_hold_is_refused(plain_run, tmp_path):

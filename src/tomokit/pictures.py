@@ -1,6 +1,6 @@
-"""Pictures of segmentations: single slices for TensorBoard, and a sheet of the worst, median and best case.
+"""Pictures of segmentations: single slices for TensorBoard, and a sheet of the worst, median and best case; of counts.
 
-Every picture follows the radiological convention: the patient's right is on the left of the image, the front
+Every picture of a case follows the radiological convention: the patient's right is on the left of the image, the front
 at the top of axial slices, the head at the top of the others.
 """
 
@@ -35,6 +35,9 @@ CONVENTION = (
     "Radiological convention: the patient's right (R) is on the left of axial and coronal views.\n"
     "Filled: prediction. Lines: truth."
 )
+COUNT_COLOURS = "cividis"  # dark to bright without red and green
+CELL_INCHES, TABLE_INCHES, COUNT_DPI = (0.85, 0.55), 9.0, 100
+MOST_WRITTEN = 20  # rows or columns; the numbers of more would not be legible
 
 
 class Volume(NamedTuple):
@@ -120,6 +123,43 @@ def draw_cases(
     figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def draw_counts(
+    counts: ArrayLike, shares: ArrayLike, rows: Sequence[str], columns: Sequence[str], axes: tuple[str, str]
+) -> NDArray[np.uint8]:
+    """Return an RGB picture (H, W, 3) of a table of counts, each with its share, brighter where it is greater.
+
+    Args:
+        counts: (R, C), whole numbers.
+        shares: (R, C), 0–1; NaN where there is none.
+        rows: R names.
+        columns: C names.
+        axes: what the columns and the rows are.
+
+    Raises:
+        TomokitError: when the shapes and the names differ in number.
+    Source: Nuñez et al., Optimizing colormaps with consideration for color vision deficiency, PLOS ONE 13 (2018).
+    """
+    numbers, parts = np.asarray(counts), np.asarray(shares)
+    if not numbers.shape == parts.shape == (len(rows), len(columns)):
+        told = f"{numbers.shape}, {parts.shape}, {len(rows)} rows and {len(columns)} columns"
+        raise TomokitError(f"a table's counts, shares and names must be of one shape, got {told}")
+    width, height = (min(cell * n, TABLE_INCHES) for cell, n in zip(CELL_INCHES, numbers.shape[::-1], strict=True))
+    figure = Figure(figsize=(width + 1.6, height + 1.3), dpi=COUNT_DPI, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    ax.imshow(parts, cmap=COUNT_COLOURS, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    for (row, column), count in np.ndenumerate(numbers) if max(numbers.shape) <= MOST_WRITTEN else ():
+        share = parts[row, column]
+        text = f"{count}" if np.isnan(share) else f"{count}\n{share:.0%}"
+        ax.text(column, row, text, ha="center", va="center", fontsize=9, color="white" if share < 0.5 else "black")
+    ax.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=8)
+    ax.set_yticks(range(len(rows)), rows, fontsize=8)
+    ax.set_xlabel(axes[0])
+    ax.set_ylabel(axes[1])
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
 
 
 def turn_to_ras(case: Mapping[str, Any]) -> Volume:

@@ -5,6 +5,7 @@ import math
 import statistics
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from tomokit import configs
 from tomokit.engines.checkpoints import TrainingState, WeightAverage, load, save
 from tomokit.engines.hardware import seed_epoch, unwrap
 from tomokit.engines.progress import ProgressBar
-from tomokit.engines.tensorboard import attach_overlays
+from tomokit.engines.settings import tell_config
+from tomokit.engines.tensorboard import attach_class_plots, attach_overlays, write_config, write_settings
 from tomokit.errors import TomokitError
 from tomokit.files import write_json
 from tomokit.memory import keep_freed_memory
@@ -38,6 +40,8 @@ def attach_training(
     patience: int,
     max_grad_norm: float,
     weight_averaging: float = 0.0,
+    labels: Mapping[str, str] | None = None,
+    task: str = "classes",
 ) -> TrainingState:
     """Attach seeding, clipping, checkpoints, early stopping, logs and progress, and return what is saved.
 
@@ -55,6 +59,9 @@ def attach_training(
         max_grad_norm: the gradients' norm is clipped to this; 0 leaves it.
         weight_averaging: the decay per step of the moving average of the weights, which is then what is validated
             and kept; 0 averages nothing.
+        labels: of a classifier the names of what it tells, `{"0": name, …}`: TensorBoard then gets its counts and
+            curves (`tomokit.engines.tensorboard.attach_class_plots`).
+        task: of a classifier, as there.
 
     Raises:
         TomokitError: when the checkpoint to resume from is damaged or of another network.
@@ -84,7 +91,10 @@ def attach_training(
         logger.info("no validation cases: the weights at the end of the last epoch are used")
         warnings.filterwarnings("ignore", message="`dataloader` is empty")  # MONAI's, in each validation
     if is_main_process():
-        _attach_files(state, evaluator, run_dir)
+        writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=trainer.state.iteration + 1, flush_secs=10)
+        attach_overlays(evaluator, trainer, writer)
+        attach_class_plots(evaluator, trainer, writer, labels, task)
+        _attach_files(state, evaluator, run_dir, writer)
     _attach_stop(state, patience)
     return state
 
@@ -149,7 +159,9 @@ def _attach_records(state: TrainingState, evaluator: Any, progress: ProgressBar)
             close(engine)  # here, since the config's validation handler comes first at the epoch's end
 
     def close(engine: Engine) -> None:
-        state.history.append(_epoch_entry(engine, losses, time.perf_counter() - began))
+        entry = _epoch_entry(engine, losses, time.perf_counter() - began)
+        state.history.append(entry)
+        engine.state.metrics.update({key: entry[key] for key in ("learning_rate", "seconds_per_step")})
         progress.note = f"epoch {engine.state.epoch} loss {state.history[-1]['loss']:.3f}" + _best_note(state)
 
     def validated(engine: Engine) -> None:
@@ -201,14 +213,16 @@ def _best_note(state: TrainingState) -> str:
     return "" if state.best_metric is None else f" best {state.best_metric:.3f} in {state.best_epoch}"
 
 
-def _attach_files(state: TrainingState, evaluator: Any, run_dir: Path) -> None:
+def _attach_files(state: TrainingState, evaluator: Any, run_dir: Path, writer: SummaryWriter) -> None:
     """Write TensorBoard events, the best and last checkpoint, and `validation.json`."""
     folder = run_dir / "checkpoints"
     trainer = state.trainer
-    writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=trainer.state.iteration + 1, flush_secs=10)
-    attach_overlays(evaluator, trainer, writer)
+    config = tell_config(run_dir)
+    if trainer.state.iteration == 0:  # a resumed run's is there
+        write_config(writer, config)
     saved = time.monotonic()
     best_on_disk = 0
+    record: dict[str, Any] = {}
 
     def save_epoch(engine: Engine) -> None:
         nonlocal saved, best_on_disk
@@ -220,7 +234,8 @@ def _attach_files(state: TrainingState, evaluator: Any, run_dir: Path) -> None:
                 save(state.best_weights, folder / "best.pt")
                 best_on_disk = state.best_epoch
             save(state.content(), folder / "last.pt")
-            write_json(run_dir / "validation.json", _summarise(state, evaluator))
+            record.update(_summarise(state, evaluator))
+            write_json(run_dir / "validation.json", record)
             saved = time.monotonic()
 
     def restore_best(_: Engine) -> None:
@@ -228,7 +243,9 @@ def _attach_files(state: TrainingState, evaluator: Any, run_dir: Path) -> None:
         if state.best_weights is not None:
             save(state.best_weights, folder / "best.pt")
 
-    def close(_: Engine) -> None:
+    def close(engine: Engine) -> None:
+        if record:  # a finished run that is resumed told them before
+            write_settings(writer, config, record, engine.state.iteration)
         writer.close()
         logger.info("trained: %s%s", run_dir, _best_note(state))
 

@@ -13,6 +13,7 @@ from tomokit.config_rules import (
     SEPARATOR,
     Source,
     copy_tree,
+    drop_unread,
     is_component,
     is_text,
     load_source,
@@ -45,6 +46,7 @@ CHOSEN = "tomokit.postprocessing.ChosenPostprocessingd"
 WRITING = "tomokit.engines.attach_inference"
 ENSEMBLE = "tomokit.ensembles.Ensemble"
 PAIR_SCORES = "tomokit.engines.attach_pair_scores"
+TRACKERS = "tomokit.engines.tracking."
 BEGUN_WITH = ("pretrained", "teacher", "baseline")  # other runs, or files of weights, that a training begins with
 
 Config = dict[str, Any]
@@ -111,10 +113,14 @@ def _overlaid(base: Config, bundle: Path, stage: str, folder: Path) -> Config:
 
 
 def _training(config: Config) -> Config:
-    """Return a config that trains again; of an ensemble, one of its networks."""
+    """Return a config that trains again; of an ensemble, one of its networks. Where its maker logged it is not told."""
     if config["network_def"].get("_target_") == ENSEMBLE:
         config = config | {"network_def": config["network_def"]["network"]}
-    return config
+    handlers = config["train"].get("handlers")
+    kept = [one for one in handlers or () if not str(_target(one)).startswith(TRACKERS)]
+    if not isinstance(handlers, list) or len(kept) == len(handlers):
+        return config
+    return drop_unread(config | {"train": config["train"] | {"handlers": kept}}, RUN_IDS)
 
 
 def _evaluation(config: Config) -> Config:
