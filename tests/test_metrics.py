@@ -16,8 +16,9 @@ from tomokit.metrics import (
     area_under_curve,
     average_precision,
     calibration_error,
-    mean_dice_by_case,
+    mean_by_case,
     score_segmentation,
+    sensitivity_at,
     summarise_classification,
     summarise_labels,
     summarise_regression,
@@ -144,7 +145,7 @@ def test_a_structure_that_no_case_has():
     summary = summarise_segmentation(dice_rows({"a": {"liver": None}}))
     nothing = {"mean": None, "ci95": None, "n": 0, "cases": 0}
     assert summary["summary"]["dice"] == summary["per_class"]["liver"]["dice"] == nothing
-    assert mean_dice_by_case(dice_rows({"a": {"liver": None}})) == {}
+    assert mean_by_case(dice_rows({"a": {"liver": None}})) == {}
 
 
 def test_follow_up_scans_count_as_one_patient():
@@ -356,6 +357,7 @@ def test_several_labels_against_scikit_learn():
         expected["average_precision"].append(sklearn.metrics.average_precision_score(own, chance))
         expected["sensitivity"].append(sklearn.metrics.recall_score(own, found))
         expected["specificity"].append(sklearn.metrics.recall_score(~own, ~found))
+        expected["precision"].append(sklearn.metrics.precision_score(own, found))
         expected["f1"].append(sklearn.metrics.f1_score(own, found))
         expected["brier"].append(sklearn.metrics.brier_score_loss(own, chance))
         expected["ece"].append(calibration_error(own, chance))
@@ -478,3 +480,45 @@ def test_a_task_has_its_summary():
     assert summarise_task("classes", classes, "ab") == summarise_classification(classes, "ab")
     with pytest.raises(TomokitError, match="`task` must be one of classes, labels, value, got 'regions'"):
         summarise_task("regions", rows, "ab")
+
+
+def test_each_class_against_the_rest_is_scikit_learns():
+    generator = np.random.default_rng(3)
+    truth = np.arange(60) % 3
+    scores = generator.dirichlet(np.ones(3), 60) + 0.7 * np.eye(3)[truth]
+    scores /= scores.sum(axis=1, keepdims=True)
+    rows = [
+        {"case": str(i), "patient": str(i), "truth": "abc"[truth[i]]}
+        | {f"p_{n}": scores[i, k] for k, n in enumerate("abc")}
+        for i, own in enumerate(scores)
+    ]
+    found = summarise_classification(rows, "abc")
+    answers = scores.argmax(axis=1)
+    assert found["confusion"] == sklearn.metrics.confusion_matrix(truth, answers).tolist()
+    for k, name in enumerate("abc"):
+        own, decided = truth == k, answers == k
+        false, true, _ = sklearn.metrics.roc_curve(own, scores[:, k], drop_intermediate=False)
+        expected = {
+            "average_precision": sklearn.metrics.average_precision_score(own, scores[:, k]),
+            "precision": sklearn.metrics.precision_score(own, decided),
+            "specificity": sklearn.metrics.recall_score(~own, ~decided),
+            "f1": sklearn.metrics.f1_score(own, decided),
+            "sensitivity_at_90": true[false <= 0.1 + 1e-9].max(),
+            "sensitivity_at_95": true[false <= 0.05 + 1e-9].max(),
+        }
+        assert {key: found["per_class"][name][key]["mean"] for key in expected} == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_class_that_is_never_called_has_no_precision():
+    rows = [{"case": str(i), "patient": str(i), "truth": "ab"[i % 2], "p_a": 0.9, "p_b": 0.1} for i in range(8)]
+    own = summarise_classification(rows, "ab")["per_class"]["b"]
+    assert own["precision"]["mean"] is None and own["f1"]["mean"] == 0 and own["specificity"]["mean"] == 1
+
+
+def test_sensitivity_at_a_specificity_by_hand():
+    truth = np.array([False] * 10 + [True] * 4)
+    score = np.array([*range(10), 8.5, 9, 9.5, 3])
+    # one of ten negatives may reach the cut, which lies above 8
+    assert sensitivity_at(truth, score, 0.9) == 3 / 4
+    assert sensitivity_at(truth, score, 0.95) == 1 / 4  # above 9
+    assert np.isnan(sensitivity_at(truth[:10], score[:10], 0.9))

@@ -23,7 +23,7 @@ from tomokit.errors import TomokitError
 from tomokit.files import replacing
 from tomokit.geometry import check_affine, spacing_from_affine
 from tomokit.labels import foreground
-from tomokit.metrics import Row, mean_dice_by_case
+from tomokit.metrics import Row, mean_by_case
 
 # Okabe and Ito, Color Universal Design (2008), without black, brightest first so that they show on grey
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
@@ -54,7 +54,7 @@ def pick_cases(rows: Sequence[Row]) -> list[str]:
 
     Rows carry "case", "class" and "dice"; a case without any scored structure is left out.
     """
-    means = mean_dice_by_case(rows)
+    means = mean_by_case(rows)
     names = sorted(means, key=lambda case: (means[case], case))
     positions = [0, (len(names) - 1) // 2, len(names) - 1] if len(names) > 2 else range(len(names))
     return [names[i] for i in positions]

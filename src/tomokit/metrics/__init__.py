@@ -1,0 +1,49 @@
+"""Scores: of segmentations, lesions, classes, labels, values, images, deformations; with intervals by patient."""
+
+from tomokit.metrics.classification import LABEL_MEASURES, mean_auc, summarise_classification, summarise_labels
+from tomokit.metrics.curves import area_under_curve, average_precision, calibration_error, sensitivity_at
+from tomokit.metrics.deformations import jacobian_determinants, landmark_error_mm, share_folded, spread_of_volume
+from tomokit.metrics.entries import NO_ROWS, NOT_SCORED, Row, entry_of, mean_entry
+from tomokit.metrics.images import psnr, ssim
+from tomokit.metrics.lesions import froc, mean_sensitivity, score_lesions, summarise_lesions
+from tomokit.metrics.regression import VALUE_MEASURES, summarise_regression
+from tomokit.metrics.segmentation import mean_by_case, score_segmentation, summarise_segmentation
+from tomokit.metrics.surfaces import SurfaceScores, check_tolerance, compare_surfaces
+from tomokit.metrics.tasks import TASKS, check_task, summarise_task
+
+__all__ = [
+    "LABEL_MEASURES",
+    "NOT_SCORED",
+    "NO_ROWS",
+    "TASKS",
+    "VALUE_MEASURES",
+    "Row",
+    "SurfaceScores",
+    "area_under_curve",
+    "average_precision",
+    "calibration_error",
+    "check_task",
+    "check_tolerance",
+    "compare_surfaces",
+    "entry_of",
+    "froc",
+    "jacobian_determinants",
+    "landmark_error_mm",
+    "mean_auc",
+    "mean_by_case",
+    "mean_entry",
+    "mean_sensitivity",
+    "psnr",
+    "score_lesions",
+    "score_segmentation",
+    "sensitivity_at",
+    "share_folded",
+    "spread_of_volume",
+    "ssim",
+    "summarise_classification",
+    "summarise_labels",
+    "summarise_lesions",
+    "summarise_regression",
+    "summarise_segmentation",
+    "summarise_task",
+]
