@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 from bundle_runs import config
+from ignite.engine import Engine
+from monai.data import DataLoader, Dataset
 
 from tomokit.checks import check_case, describe_range, find_outside, ranges, read_range, write_range
 from tomokit.checks.cases import Expected
+from tomokit.engines import attach_class_table
 from tomokit.engines.checkpoints import save
 from tomokit.errors import TomokitError
 from tomokit.volumes import itk_image
@@ -122,7 +125,7 @@ def test_each_quantity_outside_is_named_with_its_value_and_the_range(three, make
         "number of voxels along z is 5, in training 10",
         "1st percentile of the intensities (CT) is -2000 HU, in training -1000 HU",
         "median of the intensities (CT) is -1000 HU, in training -500 HU",
-        "99th percentile of the intensities (CT) is 881.8 HU, in training 195.8 to 391.8 HU",
+        "99th percentile of the intensities (CT) is 881.4 HU, in training 195.8 to 391.8 HU",
     ]
 
 
@@ -194,3 +197,21 @@ def test_inference_warns_of_scans_unlike_the_training_cases(three, make_case, tm
         "thick is unlike the training cases: spacing along z is 9 mm, in training 2 to 4 mm; "
         "field of view along z is 90 mm, in training 20 to 40 mm"
     ]
+
+
+def test_a_table_of_classes_warns_too_and_without_a_range_nothing_does(three, tmp_path, caplog):
+    write_range(tmp_path / "run", three[:1], ["CT"])
+
+    def step(engine, entry):
+        engine.state.batch = [entry]
+        return [{"pred": torch.tensor([0.2, 0.8])}]
+
+    for run in ("run", "older"):
+        engine = Engine(step)
+        engine.data_loader = DataLoader(Dataset(three[:2]))
+        attach_class_table(engine, tmp_path / "out", {"0": "a", "1": "b"}, run_dir=tmp_path / run)
+        engine.run(three[:2])
+    (told,) = [record.getMessage() for record in caplog.records if "unlike" in record.getMessage()]
+    assert told.startswith(
+        "b is unlike the training cases: spacing along x is 1.5 mm, in training 1 mm; spacing along z"
+    )

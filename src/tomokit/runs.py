@@ -49,7 +49,7 @@ def start_training_run(
     trainer: object,
     **settings: Any,
 ) -> None:
-    """Make the run's folder, an earlier one moved aside: `configs/` with the case lists, `environment.json`, `range.json`.
+    """Make the run's folder, an earlier one moved aside: configs with the case lists, `environment.json`, `range.json`.
 
     With `resume` an earlier run of that name is kept and gone on with, if it began with the same config and data.
 
