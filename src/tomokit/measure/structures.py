@@ -130,9 +130,8 @@ def _check_label_map(label_map: ArrayLike, count: int) -> NDArray[Any]:
     array = np.asarray(label_map)
     if array.ndim != 3:
         raise TomokitError(f"a label map must have three axes (X, Y, Z), got {array.shape}; add or drop an axis")
-    if array.dtype.kind not in "biu":
+    if array.dtype.kind not in "iu":
         raise TomokitError(f"a label map must hold whole numbers, got {array.dtype}; round it, or give the right array")
-    array = array.view(np.uint8) if array.dtype.kind == "b" else array
     low, high = int(array.min(initial=0)), int(array.max(initial=0))
     if low < 0 or high > count:
         raise TomokitError(f"the label map holds values from {low} to {high}, `labels` names 0 to {count}; correct one")
@@ -259,7 +258,7 @@ def _limits(slices: Mask, steps: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return a length in mm for each slice that none in it exceeds: the diagonal of its box; -1 of an empty slice."""
     edges = []
     for other in (2, 1):
-        held = slices.any(axis=other)
+        held = np.asarray(slices.any(axis=other))
         last = held.shape[1] - held[:, ::-1].argmax(axis=1)
         edges.append((last - held.argmax(axis=1))[:, None] * steps[:, 2 - other])
     diagonals = np.linalg.norm([edges[0] + edges[1], edges[0] - edges[1]], axis=2).max(axis=0)
