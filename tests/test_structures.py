@@ -254,6 +254,16 @@ def test_a_row_each_is_for_the_largest_pieces_only(monkeypatch):
     assert [row["centre_mm"][0] for row in rows[2:]] == [0, 4, 16]  # alike, they stand by their place
 
 
+def test_pieces_of_one_size_stand_by_their_place_in_the_world():
+    label_map = np.zeros((9, 3, 3), np.uint8)
+    label_map[::4] = 2
+    turned = np.diag([-1.0, 1.0, 1.0, 1.0])
+    turned[0, 3] = 8  # the same places from right to left
+    for array, affine in ((label_map, np.eye(4)), (label_map[::-1], turned)):
+        rows = measure_structures(array, LABELS, affine)
+        assert [row["centre_mm"][0] for row in rows[2:]] == [0, 4, 8]
+
+
 def test_density_is_of_the_voxels_inside():
     label_map, image = np.zeros((6, 5, 4), np.uint8), np.full((6, 5, 4), -1000.0)
     label_map[1:3, 1, 1], image[1:3, 1, 1] = 1, (10, 50)
