@@ -183,7 +183,7 @@ def test_train_opens_with_the_common_keys_and_holds_the_common_start(name):
 def test_a_run_leaves_what_the_design_lists(small_run):
     found = {str(path.relative_to(small_run)) for path in small_run.rglob("*") if path.is_file()}
     expected = {"configs/train.yaml", "configs/evaluate.yaml", "configs/metadata.json", "configs/logging.conf"}
-    expected |= {"environment.json", "metrics.json", "validation.json", "cases.csv", "overlay.png"}
+    expected |= {"environment.json", "metrics.json", "validation.json", "cases.csv", "overlay.png", "range.json"}
     expected |= {"checkpoints/best.pt", "checkpoints/last.pt"}
     expected |= {"predictions/case_006.nii.gz", "predictions/case_007.nii.gz"}
     assert expected <= found

@@ -1,7 +1,7 @@
 import pytest
 
 from tomokit.errors import TomokitError
-from tomokit.labels import check_label_map, foreground, lateral_names
+from tomokit.labels import check_label_map, find_lesions, foreground, lateral_names
 
 
 def test_text_and_number_keys_in_any_order():
@@ -67,3 +67,12 @@ def test_names_of_one_side_are_known():
     names = [*others, *lateral]
     assert lateral_names({str(value): name for value, name in enumerate(names)}) == lateral
     assert lateral_names({"0": "background", "1": "lung-r"}) == []
+
+
+def test_names_of_lesions_are_known():
+    ill = ["tumour", "liver_tumor", "TumourCore", "lesions", "bone-metastasis", "lung_nodules", "kidney cyst", "Bleed"]
+    ill += ["haemorrhage", "intracranial hemorrhage", "hematoma", "cancer", "GTV", "necrotic tumor core", "infarct"]
+    well = ["background", "liver", "cystic_duct", "lymph_node", "urinary_bladder", "stump", "module", "brain"]
+    names = [*well, *ill]
+    assert find_lesions({str(value): name for value, name in enumerate(names)}) == ill
+    assert find_lesions({0: "background", 1: "liver"}) == []

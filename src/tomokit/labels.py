@@ -5,6 +5,12 @@ from collections.abc import Mapping, Sequence
 
 from tomokit.errors import raise_problems
 
+LESIONS = (  # how a word begins that names what is ill
+    *("abscess", "adenoma", "aneurysm", "bleed", "cancer", "carcinoma", "glioma", "gtv", "haematoma", "haemorrh"),
+    *("hematoma", "hemorrh", "infarct", "lesion", "lymphoma", "melanoma", "meningioma", "metasta", "neoplas", "nodul"),
+    *("polyp", "sarcoma", "tumo"),
+)
+WHOLE_LESIONS = {"cyst", "cysts"}  # "cystic" is a duct too
 SIDES = {"left": "right", "lt": "rt", "lh": "rh", "l": "r"}
 
 
@@ -49,6 +55,19 @@ def lateral_names(labels: Mapping[str, str] | Mapping[int, str]) -> list[str]:
     words = {name: _words(name) for name in labels.values()}
     texts = set(map(tuple, words.values()))
     return [name for name, own in words.items() if _is_lateral(own, texts)]
+
+
+def find_lesions(labels: Mapping[str, str] | Mapping[int, str]) -> list[str]:
+    """Return the names of a label map that tell of lesions, such as "liver_tumour", "LungNodule" or "kidney cyst".
+
+    Of such labels each connected piece is of interest, not only the whole.
+    """
+    return [name for name in labels.values() if any(map(_is_lesion, _words(name)))]
+
+
+def _is_lesion(word: str) -> bool:
+    """Return whether a word in lower case names a lesion."""
+    return word.startswith(LESIONS) or word in WHOLE_LESIONS
 
 
 def _words(name: str) -> list[str]:

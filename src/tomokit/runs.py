@@ -18,6 +18,7 @@ import psutil
 import torch
 
 from tomokit import configs
+from tomokit.checks import write_range
 from tomokit.errors import TomokitError, raise_problems
 from tomokit.files import read_json, write_json, write_text
 
@@ -48,7 +49,7 @@ def start_training_run(
     trainer: object,
     **settings: Any,
 ) -> None:
-    """Make the run's folder: `configs/` with the case lists, `environment.json`; an earlier run is moved aside.
+    """Make the run's folder, an earlier one moved aside: configs with the case lists, `environment.json`, `range.json`.
 
     With `resume` an earlier run of that name is kept and gone on with, if it began with the same config and data.
 
@@ -84,6 +85,8 @@ def start_training_run(
         _move_aside(run_dir)
     write_stage_config(run_dir, "train", config, companions)
     write_json(run_dir / "environment.json", environment)
+    if "modality" in config:
+        write_range(run_dir, cases["training"], config["modality"])
 
 
 def start_stage(run_dir: str | Path, stage: str) -> None:

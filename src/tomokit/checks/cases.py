@@ -342,7 +342,7 @@ def _read_images(
             case.descriptors.append(None)
             continue
         kind = expected.modality[number] if expected.modality and number < len(expected.modality) else ""
-        channel = _describe_channel(array)
+        channel = describe_channel(array)
         case.channels.append(channel)
         sound = _check_intensities(case, Path(path).name, array, channel, kind)
         if not measured:
@@ -372,7 +372,7 @@ def _voxels(case: Case, path: str, header: Header) -> NDArray[Any] | None:
         return None
 
 
-def _describe_channel(array: NDArray[Any]) -> Channel:
+def describe_channel(array: NDArray[Any]) -> Channel:
     """Return the extremes and percentiles of an image's finite voxels."""
     extremes = [(float(np.nanmin(slab)), float(np.nanmax(slab))) for slab in _slabs(array) if np.isfinite(slab).any()]
     sample = array.ravel(order="K")[:: max(1, array.size // SAMPLE_VOXELS)]
@@ -482,4 +482,13 @@ def _view(image: NDArray[Any], label: NDArray[Any] | None, spacing: NDArray[Any]
     return View(grey, shown, (width, height))
 
 
-__all__ = ["Case", "Channel", "Expected", "View", "describe_image", "examine_case", "images_of_entry"]
+__all__ = [
+    "Case",
+    "Channel",
+    "Expected",
+    "View",
+    "describe_channel",
+    "describe_image",
+    "examine_case",
+    "images_of_entry",
+]

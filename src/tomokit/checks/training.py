@@ -10,6 +10,7 @@ import numpy as np
 
 from tomokit.checks.cases import Expected, examine_case
 from tomokit.checks.findings import KINDS
+from tomokit.checks.ranges import note_case
 from tomokit.datasets import find_dataset, read_description
 from tomokit.errors import raise_problems
 from tomokit.geometry import axis_codes, spacing_from_affine
@@ -154,6 +155,7 @@ def check_case(
 ) -> list[str]:
     """Return what is wrong with one case, a sentence each that starts with the case's name; warnings are left out."""
     case = examine_case(entry, expected, measured=False)
+    note_case(case)
     problems = [
         f"{finding.evidence}; {KINDS[finding.kind].remedy}" for finding in case.findings if finding.severity == "error"
     ]

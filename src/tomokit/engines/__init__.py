@@ -16,6 +16,7 @@ from tomokit.engines.hardware import (
     place_network,
     set_seed,
 )
+from tomokit.engines.measuring import StructureMeasures
 from tomokit.engines.pairs import attach_pair_scores, attach_pair_table, choose_pair_decision, list_pairs
 from tomokit.engines.sampling import make_balanced_sampler
 from tomokit.engines.sequences import attach_shuffled_scores, attach_slice_scores, attach_slice_table
@@ -23,6 +24,7 @@ from tomokit.engines.training import attach_training
 
 __all__ = [
     "PrepareBatch",
+    "StructureMeasures",
     "attach_class_table",
     "attach_classification_scores",
     "attach_inference",

@@ -13,6 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from tomokit import rivals
+from tomokit.checks import find_outside, read_range
 from tomokit.engines.checkpoints import find_checkpoint
 from tomokit.engines.comparison import compare_rows, score_rivals
 from tomokit.engines.progress import ProgressBar
@@ -32,16 +33,19 @@ PICTURE = "overlay.png"
 Entries = Sequence[Mapping[str, Any]]
 
 
-def attach_inference(evaluator: Any, output_dir: str | Path, write: str = "") -> None:
-    """Show progress over the cases and say where the results are.
+def attach_inference(
+    evaluator: Any, output_dir: str | Path, write: str = "", run_dir: str | Path | None = None
+) -> None:
+    """Show progress over the cases and say where the results are, and which scans are unlike the training cases.
 
     Args:
         evaluator: its data set's entries have `case` and `image`.
         output_dir: the folder of the results.
         write: the key of label maps that are to be written there; "" where the postprocessing writes them.
+        run_dir: of the run, whose `range.json` the scans are compared with; None compares none.
 
     Raises:
-        TomokitError: when a result would be written over its source.
+        TomokitError: when a result would be written over its source, or `range.json` is malformed.
     """
     for entry in evaluator.data_loader.dataset.data:
         source = Path(first_image(entry["image"]))
@@ -50,6 +54,8 @@ def attach_inference(evaluator: Any, output_dir: str | Path, write: str = "") ->
     if write:
         writer = WritePredictiond(write, output_dir)
         evaluator.add_event_handler(Events.ITERATION_COMPLETED, _write_outputs, writer)
+    if run_dir is not None:
+        warn_outside(evaluator, run_dir)
     ProgressBar("infer", "case").attach(evaluator)
 
     def tell(_: Engine) -> None:
@@ -63,6 +69,31 @@ def _write_outputs(engine: Any, writer: WritePredictiond) -> None:
     """Write the label map of each case of a batch."""
     for item, output in zip(engine.state.batch, engine.state.output, strict=True):
         writer({**output, "case": item["case"], "image": item["image"]})
+
+
+def warn_outside(evaluator: Any, run_dir: str | Path) -> None:
+    """Log a warning for each scan that lies outside the range of a run's training cases, and in what.
+
+    Runs of earlier versions, whose range is not known, warn of nothing.
+
+    Args:
+        evaluator: its data set's entries have `case` and `image`.
+        run_dir: the run's folder.
+
+    Raises:
+        TomokitError: when `range.json` is malformed.
+    """
+    known = read_range(run_dir)
+    if known is None:
+        return
+    images = {entry["case"]: entry["image"] for entry in evaluator.data_loader.dataset.data}
+
+    def warn(engine: Any) -> None:
+        for item in engine.state.batch:
+            if outside := find_outside(known, images[item["case"]]):
+                logger.warning("%s is unlike the training cases: %s", item["case"], "; ".join(outside))
+
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, warn)
 
 
 def attach_class_table(
@@ -86,7 +117,7 @@ def attach_class_table(
         output_dir: the folder to write to.
         labels: the classes or labels, `{"0": name, …}`.
         task: "classes", "labels" or "value".
-        run_dir: of the run, whose promise is told; None tells none.
+        run_dir: of the run, whose promise is told, and with whose `range.json` scans are compared; None does neither.
         error_rate: the share of sets and intervals that may miss the truth.
         risk: the share of answers that may be wrong where no human is asked.
 
@@ -95,6 +126,8 @@ def attach_class_table(
     """
     check_task(task)
     promise = read_promise(run_dir, error_rate, risk) if run_dir is not None else None
+    if run_dir is not None:
+        warn_outside(evaluator, run_dir)
     rows: list[dict[str, Any]] = []
     path, names = Path(output_dir) / f"{task}.csv", _names(labels)
 

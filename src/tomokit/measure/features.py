@@ -104,11 +104,11 @@ def measure_shape(mask: ArrayLike, affine: ArrayLike) -> Measures:
     if not mask.any():
         return dict.fromkeys(SHAPE, 0.0)
     mask, affine = _crop(mask, affine)
-    cubic, spacing = _refine(mask, spacing_from_affine(affine))
+    cubic, spacing = refine(mask, spacing_from_affine(affine))
     found = {
         **_measure_mass(mask, affine),
-        **_measure_outline(mask, affine),
-        **_measure_surface(cubic, spacing, _volume_mm3(mask, affine)),
+        **measure_outline(mask, affine),
+        **measure_surface(cubic, spacing, _volume_mm3(mask, affine)),
         **_measure_thickness(cubic, spacing),
         **_measure_sections(mask, affine),
         **_measure_pieces(mask),
@@ -239,9 +239,9 @@ def _measure_mass(mask: Mask, affine: Affine) -> dict[str, Any]:
     return found | _by_axis("centre_{}_mm", centre) | _by_axis("asymmetry_{}", skewness)
 
 
-def _measure_outline(mask: Mask, affine: Affine) -> dict[str, Any]:
+def measure_outline(mask: Mask, affine: Affine) -> dict[str, Any]:
     """Return what follows from the outermost corners of the voxels: extents, longest diameter and solidity."""
-    corners = _outer_corners(mask)
+    corners = outer_corners(mask)
     hull = ConvexHull(corners)
     points = apply_affine(affine, corners[hull.vertices])
     blocks = np.array_split(points, len(points) // HULL_BLOCK + 1)  # the table of all pairs could fill the memory
@@ -252,10 +252,13 @@ def _measure_outline(mask: Mask, affine: Affine) -> dict[str, Any]:
     }
 
 
-def _outer_corners(mask: Mask) -> NDArray[np.float64]:
-    """Return the index coordinates (N, 3) of the first and last corner of a voxel on each line along the first axis."""
+def outer_corners(mask: Mask) -> NDArray[np.float64]:
+    """Return the index coordinates (N, axes) of the first and last corner of a voxel on each line along the first axis.
+
+    Of a mask (X, Y, Z), or of one slice (X, Y).
+    """
     corners = np.zeros([length + 1 for length in mask.shape], dtype=bool)
-    for start in itertools.product((0, 1), repeat=3):
+    for start in itertools.product((0, 1), repeat=mask.ndim):
         corners[tuple(slice(first, first + length) for first, length in zip(start, mask.shape, strict=True))] |= mask
     lines = corners.any(axis=0)
     first = corners.argmax(axis=0)[lines]
@@ -265,7 +268,7 @@ def _outer_corners(mask: Mask) -> NDArray[np.float64]:
     return np.concatenate(ends) - 0.5
 
 
-def _refine(mask: Mask, spacing: tuple[float, float, float]) -> tuple[Mask, tuple[float, ...]]:
+def refine(mask: Mask, spacing: tuple[float, float, float]) -> tuple[Mask, tuple[float, ...]]:
     """Return a mask on nearly cubic voxels, a margin around it, and their spacing in mm.
 
     The distance from the surface is interpolated, not the mask, which keeps oblique surfaces smooth. One axis at a
@@ -283,7 +286,7 @@ def _refine(mask: Mask, spacing: tuple[float, float, float]) -> tuple[Mask, tupl
     return mask, tuple(sizes)
 
 
-def _measure_surface(mask: Mask, spacing: tuple[float, ...], volume_mm3: float) -> dict[str, Any]:
+def measure_surface(mask: Mask, spacing: tuple[float, ...], volume_mm3: float) -> dict[str, Any]:
     """Return the surface of a mask of nearly cubic voxels, which ITK's weights of directions hold for, and ratios."""
     import SimpleITK as sitk
 
