@@ -117,9 +117,8 @@ def grad_cam(network: nn.Module, image: Tensor, class_index: int, extent: int = 
     layer = find_layer(network, image, extent)
     own = _Relative(_copied(network)).eval()
     method = GradCAMpp if plus else GradCAM
-    make = method(
-        own, target_layers=f"network.{layer}", postprocessing=_as_it_is
-    )  # MONAI's default turns it upside down
+    # MONAI's own postprocessing turns the map upside down
+    make = method(own, target_layers=f"network.{layer}", postprocessing=_as_it_is)
     with torch.enable_grad():
         found = make(_own_image(image).requires_grad_(), class_idx=class_index)
     return _scaled(found[0].detach())
@@ -189,12 +188,10 @@ def find_layer(network: nn.Module, image: Tensor, extent: int = 2) -> str:
 
     def look(name: str, module: nn.Module, output: Any) -> None:
         nonlocal found, reader
-        if not isinstance(output, Tensor):
-            return
-        if output.ndim == image.ndim and all(a >= b for a, b in zip((1, *least), (1, 1), strict=False)):
-            room = all(size >= fewest for size, fewest in zip(output.shape[2:], least, strict=True))
-            found, reader = (name, "") if room and len(output) == 1 else (found, reader)
-        elif output.ndim == 3 and _has_weights(module):
+        if isinstance(output, Tensor) and output.ndim == image.ndim and len(output) == 1:
+            if all(size >= fewest for size, fewest in zip(output.shape[2:], least, strict=True)):
+                found, reader = name, ""
+        elif isinstance(output, Tensor) and output.ndim == 3 and _has_weights(module):
             reader = name
 
     _run_watched(network, image, look)
@@ -237,7 +234,8 @@ def randomisation_check(
         seed: of the weights.
 
     Raises:
-        TomokitError: when there is no image, or not a class for each, or `draws` or `stages` is below 1.
+        TomokitError: when there is no image, or not a class for each, `draws` or `stages` is below 1, or the network has
+            no weights.
     Source: Adebayo et al., Sanity checks for saliency maps, NeurIPS 2018.
     """
     if not images or len(images) != len(classes):
@@ -260,7 +258,7 @@ def randomisation_check(
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> float:
-    """Return Spearman's rank correlation of two maps, -1 to 1: 1 where they are equal, 0 where one alone is constant."""
+    """Return Spearman's rank correlation of two maps: 1 where they are equal, 0 where one alone is constant."""
     first, second = (_array(heat).ravel() for heat in (one, other))
     if np.array_equal(first, second):
         return 1.0
@@ -287,7 +285,7 @@ def insertion_deletion(
         seed: of the random order.
 
     Raises:
-        TomokitError: when the image or the class does not fit the network, the map not the image, or `steps` is below 1.
+        TomokitError: when the image or the class does not fit the network, or the map the image; `steps` is below 1.
     Source: Petsiuk et al., RISE: Randomized input sampling for explanation of black-box models, BMVC 2018.
     """
     _check_class(network, image, class_index)
@@ -357,7 +355,7 @@ def near_mask(mask: ArrayLike, spacing: Sequence[float] | None = None, tolerance
 
 
 class _Relative(nn.Module):
-    """A network whose logits are 0, with the gradient of its own: Grad-CAM++ takes their exponential, which overflows."""
+    """A network whose logits are 0, with their own gradient: Grad-CAM++ takes the exponential, which overflows."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -545,7 +543,7 @@ def _blurred(image: Tensor) -> Tensor:
 def _area(
     network: nn.Module, start: Tensor, end: Tensor, order: NDArray[np.intp], class_index: int, steps: int
 ) -> float:
-    """Return the area under a class's probability as voxels of `end` take the place of those of `start`, in an order."""
+    """Return the area under a class's probability as `end` takes the place of `start`, voxel by voxel in an order."""
     counts = np.round(np.linspace(0, len(order), steps + 1)).astype(int)
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
