@@ -27,6 +27,7 @@ PARTS = 4  # patches that an axis holds side by side, where no size is given
 ALIKE = 0.5  # rank correlation with an untrained network's maps from which on a map does not depend on the weights
 BLUR = 8  # the part of an axis that is the deviation of the blur: 1/8
 BATCH = 16
+ROUNDING = 1e-5  # of the log odds: a smaller fall is float32's
 Explainer = Callable[[nn.Module, Tensor, int], Tensor]
 
 
@@ -165,7 +166,8 @@ def occlusion_map(
         warnings.filterwarnings("ignore", message="Using a non-tuple sequence")  # how MONAI indexes its patches
         before = own(own_image - mean)
         after = torch.as_tensor(occlude(own_image - mean)[0])
-    return _scaled(before.item() - _plain(after)[0])
+    fall = before.item() - _plain(after)[0]
+    return _scaled(torch.where(fall > ROUNDING * (1 + abs(before.item())), fall, 0 * fall))
 
 
 def find_layer(network: nn.Module, image: Tensor, extent: int = 2) -> str:
@@ -234,8 +236,8 @@ def randomisation_check(
         seed: of the weights.
 
     Raises:
-        TomokitError: when there is no image, or not a class for each, `draws` or `stages` is below 1, or the network has
-            no weights.
+        TomokitError: when there is no image, or not a class for each, `draws` or `stages` is below 1, or no layer holds
+            weights.
     Source: Adebayo et al., Sanity checks for saliency maps, NeurIPS 2018.
     """
     if not images or len(images) != len(classes):
