@@ -7,6 +7,7 @@ from tomokit.engines.evaluation import (
     attach_inference,
     attach_segmentation_scores,
 )
+from tomokit.engines.explanations import attach_explanations, list_explained
 from tomokit.engines.hardware import (
     PrepareBatch,
     choose_precision,
@@ -25,6 +26,7 @@ __all__ = [
     "PrepareBatch",
     "attach_class_table",
     "attach_classification_scores",
+    "attach_explanations",
     "attach_inference",
     "attach_pair_scores",
     "attach_pair_table",
@@ -37,6 +39,7 @@ __all__ = [
     "choose_precision",
     "distributed_device",
     "find_checkpoint",
+    "list_explained",
     "list_pairs",
     "load_weights",
     "make_balanced_sampler",
