@@ -7,7 +7,7 @@ from tomokit.engines.evaluation import (
     attach_inference,
     attach_segmentation_scores,
 )
-from tomokit.engines.explanations import attach_explanations, list_explained
+from tomokit.engines.explanations import attach_explanations, explained_cases, list_explained
 from tomokit.engines.hardware import (
     PrepareBatch,
     choose_precision,
@@ -38,6 +38,7 @@ __all__ = [
     "choose_pair_decision",
     "choose_precision",
     "distributed_device",
+    "explained_cases",
     "find_checkpoint",
     "list_explained",
     "list_pairs",

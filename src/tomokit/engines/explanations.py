@@ -90,28 +90,34 @@ class GivenInputs(nn.Module):
         return self.network(image, *(value.expand(len(image), *value.shape[1:]) for value in self.held))
 
 
-def list_explained(
-    cases: Mapping[str, Entries], of: str = "test", most: int = 12, inputs: Any = None, channels: int = 1
-) -> list[Entry]:
-    """Return the entries that are explained, spread evenly over those there are; a label is renamed `truth`.
+def explained_cases(cases: Mapping[str, Entries], of: str = "test") -> list[Entry]:
+    """Return the entries of a part of a run's split; a label is renamed `truth`.
+
+    Raises:
+        TomokitError: when there is no such part, or no case in it.
+    """
+    if of not in cases:
+        raise TomokitError(f"`of` must be one of {', '.join(cases)}, got {of!r}")
+    if not cases[of]:
+        raise TomokitError(f"the run's split has no {of} case to explain; set `of` to another part, or give `input`")
+    return unlabelled(cases[of])
+
+
+def list_explained(inputs: Any, most: int = 12, channels: int = 1) -> list[Entry]:
+    """Return the entries that are explained, spread evenly over those there are.
 
     Args:
-        cases: the run's split.
-        of: the part of it, where there are no `inputs`.
+        inputs: entries, or scans: what `list_images` takes.
         most: how many entries at most.
-        inputs: scans in place of the run's own cases: what `list_images` takes.
         channels: the number of modalities.
 
     Raises:
-        TomokitError: when there is no such part, no case in it, `most` is below 1, or as `list_images`.
+        TomokitError: when `most` is below 1, or as `list_images`.
     """
     if most < 1:
         raise TomokitError(f"`explained` must be 1 case or more, got {most}")
-    if inputs is None and of not in cases:
-        raise TomokitError(f"`of` must be one of {', '.join(cases)}, got {of!r}")
-    found = unlabelled(cases[of]) if inputs is None else list_images(inputs, channels, pictures=True)
-    if not found:
-        raise TomokitError(f"the run's split has no {of} case to explain; set `of` to another part, or give `input`")
+    entries = not isinstance(inputs, str | Path) and inputs and all(isinstance(item, Mapping) for item in inputs)
+    found = list(inputs) if entries else list_images(inputs, channels, pictures=True)
     return [found[place] for place in np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int)]
 
 
