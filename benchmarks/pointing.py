@@ -3,9 +3,9 @@
 Command: make bench NAME=pointing [ONLY="phantom-bleeds"] [FULL=1]
 
 A classifier of the bundle is trained with its own numbers (a finished run is used again: delete runs/pointing to train
-anew), and its test cases are explained in each way. Counted are cases with a lesion that the network gets right. Beside the
-maps stand the share of the body that the lesion takes, which is what a random place hits, and the body's centre. The
-plain run takes lesions near the middle of an organ, where a map that always points to the centre is hard to beat;
+anew), and its test cases are explained in each way. Counted are cases with a lesion that the network gets right. Beside
+the maps stand the share of the body that the lesion takes, which is what a random place hits, and the body's centre.
+The plain run takes lesions near the middle of an organ, where a map that always points to the centre is hard to beat;
 FULL=1 also takes bleeds beside the middle of a head.
 """
 

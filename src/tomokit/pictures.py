@@ -190,7 +190,7 @@ def _draw_map(axes: Sequence[Axes], volume: Volume) -> None:
         colours[..., 3] = HEAT_OPACITY * heat
         ax.imshow(colours, aspect=height_mm / width_mm)
         if (mask > 0).any():
-            _draw_edge(ax, mask > 0, "white")
+            _draw_edge(ax, mask > 0, COLOURS[5])  # on grey and on all of the map's colours
         ax.set_xlabel(name, fontsize=8)
         ax.set(xticks=[], yticks=[])
         _mark_directions(ax, letters)

@@ -177,7 +177,7 @@ def attach_explanations(
 
     def finish(_: Engine) -> None:
         write_table(setting.output_dir / TABLE, rows)
-        about = {"method": method, "checkpoint": tell_checkpoint(Path(run_dir), checkpoint)}
+        about: dict[str, Any] = {"method": method, "checkpoint": tell_checkpoint(Path(run_dir), checkpoint)}
         about |= {"extent": extent} if method != "occlusion" else {}
         _finish(rows, samples, entries, setting, about)
 
@@ -346,7 +346,7 @@ def _picture_cases(
             logger.info("%s is a single slice, which the picture leaves out", row["case"])
             continue
         truth = row.get("truth", row["class"])
-        verdict = "" if "truth" not in row else ", right" if truth == row["class"] else f", wrong: it is {truth}"
+        verdict = "" if "truth" not in row else "\nright" if truth == row["class"] else f"\nwrong: it is {truth}"
         title = f"{row['case']}: {row['class']} ({row['probability']:.2f}){verdict}"
         mask = read_volume(entry["mask"]).array if "mask" in entry else np.zeros(image.shape)
         heat = read_volume(output_dir / f"{row['case']}.nii.gz").array
