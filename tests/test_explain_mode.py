@@ -17,6 +17,8 @@ from tomokit import phantoms
 from tomokit.engines.explanations import (
     GivenInputs,
     Sample,
+    Setting,
+    _finish,
     attach_explanations,
     check_weights,
     explained_cases,
@@ -238,6 +240,25 @@ def test_the_checks_of_several_cases_are_averaged():
     single = [randomisation_check(explain, network, [own.image], [own.class_index], seed=3) for own in samples]
     assert found.layers == (1, 2)
     assert found.correlations == pytest.approx(np.mean([own.correlations for own in single], axis=0))
+
+
+def test_maps_that_ignore_the_network_are_told(write_volume, tmp_path, caplog, capsys):
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    entries = {"a": {"case": "a", "image": write_volume("a.nii.gz", np.zeros((8, 8, 1), np.float32))}}
+    setting = Setting(lambda network, image, number: image[0], ["x", "y"], tmp_path, [], 0.0, 0)
+    areas = dict.fromkeys(("insertion", "deletion", "random_insertion", "random_deletion"), 0.5)
+    rows = [{"case": "a", "patient": "a", "class": "x", "probability": 0.5} | areas]
+    with caplog.at_level("INFO"):
+        _finish(rows, [Sample(network, torch.rand(1, 1, 8, 8), 0)], entries, setting, {"method": "edges"})
+    assert "the map does not depend on the weights" in caplog.text and "a is a single slice" in caplog.text
+    content = json.loads((tmp_path / "explanations.json").read_text())
+    assert content["randomisation"] == {
+        "layers": [1, 2],
+        "correlations": [1, 1],
+        "cases": 1,
+        "verdict": "does not depend on the weights",
+    }
+    assert "picture" not in content and "explanations.png" not in capsys.readouterr().out
 
 
 def test_the_gain_over_a_random_order_is_summarised():

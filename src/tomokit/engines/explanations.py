@@ -279,7 +279,8 @@ def _finish(
     if not check.depends:
         logger.warning("the map does not depend on the weights: it shows the image, not what the network learned")
     print(_tell(content["summary"], check), flush=True)
-    print(f"explanations: {setting.output_dir}: a map of each case, {TABLE}, {SUMMARY}, {PICTURE}", flush=True)
+    files = [TABLE, SUMMARY, *([PICTURE] if shown else [])]
+    print(f"explanations: {setting.output_dir}: a map of each case, {', '.join(files)}", flush=True)
 
 
 def check_weights(samples: Sequence[Sample], explain: Explainer, seed: int = 0) -> Randomisation:
