@@ -154,6 +154,27 @@ def test_the_last_map_with_room_is_found():
     assert [find_layer(resnet, random_image(1, 32, 32, 32), extent) for extent in (2, 4)] == ["layer3", "layer2"]
 
 
+class Mixing(nn.Module):
+    """Mixes the voxels of a map, as tokens, and makes a map of them again; its last block begins in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.mix = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(36, 36)
+        self.last = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1))
+
+    def forward(self, image):
+        tokens = self.mix(self.conv(image).flatten(2))
+        return self.last(tokens.unflatten(2, (6, 6))).flatten(2).mean(2)
+
+
+def test_a_map_behind_tokens_and_a_block_that_begins_in_place():
+    torch.manual_seed(0)
+    network = Mixing().eval()
+    assert find_layer(network, random_image(1, 6, 6)) == "last"
+    assert max(grad_cam(network, random_image(1, 6, 6), number).max() for number in (0, 1)) == 1
+    assert network.last[0].inplace
+
+
 def test_networks_that_read_sequences_are_told_to_take_occlusion():
     image = random_image(1, 8, 8, 8)
     heads = {"hidden_size": 8, "mlp_dim": 8, "num_layers": 1, "num_heads": 2, "num_classes": 2}
