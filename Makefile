@@ -1,7 +1,7 @@
 # Every target with one line: `make`. A target prints the command it runs; the commands are documented in README.md.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo data check split plan search crossval train evaluate infer report tensorboard check-bundles test lint types notebooks fuzz bench release dist clean
+.PHONY: help install demo data check split plan search crossval train evaluate explain infer report tensorboard check-bundles test lint types notebooks fuzz bench release dist clean
 
 # a bundle's name, or the folder of your own
 BUNDLE  ?= segmentation
@@ -99,6 +99,9 @@ train: install  ## train a network  [BUNDLE= NETWORK= LAYERS= DATA= FOLD= RUN=]
 
 evaluate: install  ## score a run on its test cases  [BUNDLE= RUN=]
 	$(call run,$(trained) $(CONFIGS)/evaluate.yaml,$(ARGS))
+
+explain: install  ## map where a classifier's answers come from  [RUN= INPUT= ARGS="--method occlusion"]
+	$(call run,$(trained) $(call layer,modes/explain,bundles/classification/configs/modes/explain.yaml),$(INPUT:%=--input %) $(ARGS))
 
 infer: install  ## use a run on new scans, or on its test images  [BUNDLE= RUN= INPUT=]
 	$(call run,$(trained) $(CONFIGS)/inference.yaml,$(INPUT:%=--input %) $(ARGS))

@@ -4,12 +4,17 @@ import importlib
 import sys
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from tomokit import phantoms
+from tomokit.bundles import find_bundle
 from tomokit.errors import TomokitError
+from tomokit.files import write_table
 from tomokit.statistics import delong
+from tomokit.volumes import write_volume
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -146,3 +151,61 @@ def test_the_best_rival_of_the_phantoms_is_told():
     assert bench.best_rival(rows)["system"] == "histogram"
     assert [line[0] for line in bench.lines(rows)] == ["resnet", "best rival: histogram"]
     bench.show(rows)
+
+
+# Maps that point to lesions
+
+
+def test_a_case_is_made_again_as_it_was_written(tmp_path):
+    bench = importlib.import_module("pointing")
+    phantoms.make_classification_set(tmp_path / "set", cases=6, test_cases=2, progress=False)
+    phantom = bench.make_again("phantom-ct-classes", "case_005")
+    image = nibabel.load(tmp_path / "set" / "imagesTs" / "case_005.nii.gz")
+    assert np.array_equal(image.get_fdata(dtype=np.float32), phantom.image.astype(phantom.truth["stored_as"]))
+    assert np.allclose(image.affine, phantom.affine, atol=1e-4) and phantom.label.any()
+    layers = [layer for own in bench.DATASETS.values() for layer in own.layers]
+    assert all((find_bundle("classification") / "configs" / f"{layer}.yaml").is_file() for layer in layers)
+
+
+def test_chance_is_the_lesions_share_of_the_body():
+    bench = importlib.import_module("pointing")
+    image, label = np.full((12, 12, 12), -1000.0), np.zeros((12, 12, 12), np.uint8)
+    image[2:10, 2:10, 2:10] = 40
+    image[4, 4, 4] = -1000  # air in the body is the body's
+    image[0, 0, 0] = 40
+    label[4:6, 4:6, 4:6] = 1
+    found = bench.rivals_of(bench.Phantom(image, label, np.diag([5.0, 5, 10, 1]), {}))
+    assert found[bench.CHANCE] == pytest.approx({"hit": 8 / 512, "near": 24 / 512, "energy": 8 / 512})
+    assert found[bench.CENTRE] == {"hit": 0, "near": 0, "energy": 0}  # at (6, 6, 6)
+    label[6, 6, 6] = 1
+    assert bench.rivals_of(bench.Phantom(image, label, np.eye(4), {}))[bench.CENTRE]["hit"] == 1
+    assert bench.find_body(np.full((3, 3, 3), -1000.0)).all()
+
+
+def test_maps_of_an_explained_run_are_scored_and_shown(tmp_path, monkeypatch):
+    bench = importlib.import_module("pointing")
+    small = {index: phantoms.make_classification_case(size=16, index=index) for index in range(4)}
+    small[3] = small[3]._replace(label=np.zeros_like(small[3].label))
+    data = bench.Data(lambda index: small[index], ())
+    monkeypatch.setitem(bench.DATASETS, "phantom-ct-classes", data)
+    areas = {"insertion": 0.9, "deletion": 0.2, "random_insertion": 0.6, "random_deletion": 0.5}
+    rows = [{"case": f"case_{i:03d}", "class": "a", "truth": "b" if i == 2 else "a", **areas} for i in range(4)]
+    write_table(tmp_path / "explanations.csv", rows)
+    for index, phantom in small.items():
+        heat = phantom.label if index == 0 else 1 - phantom.label  # the second one points everywhere else
+        write_volume(tmp_path / f"case_{index:03d}.nii.gz", heat.astype(np.float32), phantom.affine)
+    scores, cases = bench.score_cases("phantom-ct-classes", tmp_path)
+    assert cases == ["case_000", "case_001"]  # the third is wrong, the last has no lesion
+    assert scores["map"]["hit"] == scores["map"]["energy"] == [1, 0] and scores["map"]["insertion"] == [0.9, 0.9]
+    made = []
+    for system in bench.WAYS:
+        more = {"seconds": 1.0, "correlation": 0.1, "verdict": "depends on the weights"}
+        made += bench.make_rows("phantom-ct-classes", system, scores["map"], more)
+    for system in (bench.CHANCE, bench.CENTRE):
+        made += bench.make_rows("phantom-ct-classes", system, scores[system], {"seconds": None})
+    lines = bench.lines(made, "phantom-ct-classes")
+    assert [line[0] for line in lines] == [*bench.WAYS, bench.CENTRE, bench.CHANCE]
+    assert all(len(line) == len(bench.HEAD) for line in lines)
+    assert lines[0][1:] == ["0.50 [0.00, 1.00]", lines[0][2], "0.50", "0.900 (0.600)", "0.200 (0.500)", "0.10"]
+    assert lines[-1][4:] == ["", "", ""]
+    bench.show(made)

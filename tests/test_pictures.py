@@ -7,7 +7,16 @@ from matplotlib.image import imread
 
 from tomokit.errors import TomokitError
 from tomokit.metrics import score_segmentation
-from tomokit.pictures import COLOURS, _middle, draw_cases, draw_counts, overlay_slice, pick_cases, turn_to_ras
+from tomokit.pictures import (
+    COLOURS,
+    _middle,
+    draw_cases,
+    draw_counts,
+    draw_maps,
+    overlay_slice,
+    pick_cases,
+    turn_to_ras,
+)
 
 LABELS = {"0": "background", "1": "liver", "2": "spleen"}
 SPACING = (1.0, 2.0, 4.0)
@@ -154,3 +163,25 @@ def test_a_table_whose_parts_do_not_fit_is_refused():
     message = r"of one shape, got \(1, 2\), \(1, 2\), 1 rows and 1 columns"
     with pytest.raises(TomokitError, match=message):
         draw_counts([[1, 2]], [[0.5, 0.5]], ["a"], ["b"], ("x", "y"))
+
+
+def test_a_map_is_drawn_over_its_case(tmp_path):
+    bright = make_case("a map") | {"prediction": np.zeros((20, 16, 12))}
+    draw_maps([bright], tmp_path / "nothing.png")
+    bright["prediction"][12:18, 10:15, 8:11] = 1
+    draw_maps(
+        [bright, make_case("another", "LPI") | {"prediction": bright["prediction"][::-1, ::-1, ::-1]}],
+        tmp_path / "map.png",
+    )
+    colours = [np.round(imread(tmp_path / name)[..., :3], 2) for name in ("nothing.png", "map.png")]
+    assert colours[1].shape[0] > 1.5 * colours[0].shape[0]
+    # yellow over grey: less blue than red by half of viridis' own difference or more; the scale shows it in both
+    yellow = [np.sum((own[..., 0] - own[..., 2] > 0.4) & (own[..., 1] > 0.4)) for own in colours]
+    assert yellow[1] > 5 * yellow[0] > 0
+
+
+def test_maps_that_can_not_be_drawn(tmp_path):
+    with pytest.raises(TomokitError, match=r"no maps to draw in .*a\.png"):
+        draw_maps([], tmp_path / "a.png")
+    with pytest.raises(TomokitError, match=r"case b needs 3D arrays of one shape"):
+        draw_maps([make_case("b") | {"prediction": np.zeros((2, 2, 2))}], tmp_path / "a.png")

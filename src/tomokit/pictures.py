@@ -1,4 +1,5 @@
-"""Pictures of segmentations: single slices for TensorBoard, and a sheet of the worst, median and best case; of counts.
+"""Pictures of segmentations: single slices, a sheet of the worst, median and best case; of maps, of counts.
+
 
 Every picture of a case follows the radiological convention: the patient's right is on the left of the image, the front
 at the top of axial slices, the head at the top of the others.
@@ -11,8 +12,10 @@ from typing import Any, NamedTuple
 import nibabel
 import numpy as np
 import scipy.ndimage
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -31,10 +34,9 @@ OPACITY = 0.45
 EDGE_PIXELS = 400  # grid for outlines: as fine as a view is printed
 VIEWS = (("axial", "RLAP"), ("coronal", "RLSI"), ("sagittal", "APSI"))  # name; left, right, top, bottom
 ROW_INCHES, WIDTH_INCHES, DPI = 2.9, 8.0, 130
-CONVENTION = (
-    "Radiological convention: the patient's right (R) is on the left of axial and coronal views.\n"
-    "Filled: prediction. Lines: truth."
-)
+RADIOLOGICAL = "Radiological convention: the patient's right (R) is on the left of axial and coronal views.\n"
+CONVENTION = RADIOLOGICAL + "Filled: prediction. Lines: truth."
+HEAT, HEAT_OPACITY = "viridis", 0.7  # for all kinds of colour vision, and in grey; opacity of a map's maximum
 COUNT_COLOURS = "cividis"  # dark to bright without red and green
 CELL_INCHES, TABLE_INCHES, COUNT_DPI = (0.85, 0.55), 9.0, 100
 MOST_WRITTEN = 20  # rows or columns; the numbers of more would not be legible
@@ -162,6 +164,32 @@ def draw_counts(
     return np.array(canvas.buffer_rgba())[..., :3]
 
 
+def draw_maps(cases: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Return nothing; write a PNG with a row per case: its axial, coronal and sagittal view with a map over it.
+
+    A case has "case" (its heading), "image", "prediction" (the map, 0–1) and "truth" (a mask, outlined, or 0
+    everywhere), (X, Y, Z) in any orientation, and their "affine" (voxel to RAS, mm). Views pass through the middle of
+    the map's largest maximum. What is 0 in the map is clear.
+
+    Raises:
+        TomokitError: when there is no case, arrays of a case are not 3D of one shape, or the file can't be written.
+    """
+    if not cases:
+        raise TomokitError(f"no maps to draw in {path}, got an empty list")
+    figure = Figure(figsize=(WIDTH_INCHES, ROW_INCHES * len(cases) + 0.9), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    rows = figure.subplots(len(cases), 3, squeeze=False)
+    for axes, case in zip(rows, cases, strict=True):
+        _draw_map(list(axes), turn_to_ras(case))
+        axes[0].set_title(case["case"], loc="left", fontsize=9, fontweight="bold")
+    bar = figure.colorbar(ScalarMappable(cmap=HEAT), ax=rows, shrink=min(1, 1.5 / len(cases)), aspect=30)
+    bar.set_label("part in the answer", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    figure.supxlabel(RADIOLOGICAL + "Colour: the map. Lines: the case's mask.", fontsize=8)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
 def turn_to_ras(case: Mapping[str, Any]) -> Volume:
     """Return a case with its index axes turned to the nearest of x right, y front, z head."""
     affine = check_affine(case["affine"])
@@ -186,6 +214,24 @@ def _draw_row(axes: Sequence[Axes], volume: Volume) -> None:
         ax.imshow(_fill(prediction), aspect=height_mm / width_mm, interpolation="nearest")
         for value in np.unique(truth[truth > 0]):
             _draw_edge(ax, truth == value, colour_of(int(value)))
+        ax.set_xlabel(name, fontsize=8)
+        ax.set(xticks=[], yticks=[])
+        _mark_directions(ax, letters)
+
+
+def _draw_map(axes: Sequence[Axes], volume: Volume) -> None:
+    """Draw the three views of one case with its map."""
+    low, high = grey_range(volume.image)
+    middle = _middle(volume.prediction == volume.prediction.max())
+    for ax, (name, letters), across in zip(axes, VIEWS, (2, 1, 0), strict=True):
+        image, mask, heat = (np.take(array, middle[across], axis=across)[::-1, ::-1].T for array in volume[:3])
+        width_mm, height_mm = (size for axis, size in enumerate(volume.spacing) if axis != across)
+        ax.imshow(image, cmap="gray", vmin=low, vmax=high, aspect=height_mm / width_mm)
+        colours = colormaps[HEAT](heat)
+        colours[..., 3] = HEAT_OPACITY * heat
+        ax.imshow(colours, aspect=height_mm / width_mm)
+        if (mask > 0).any():
+            _draw_edge(ax, mask > 0, COLOURS[5])  # on grey and on all of the map's colours
         ax.set_xlabel(name, fontsize=8)
         ax.set(xticks=[], yticks=[])
         _mark_directions(ax, letters)

@@ -7,6 +7,7 @@ from tomokit.engines.evaluation import (
     attach_inference,
     attach_segmentation_scores,
 )
+from tomokit.engines.explanations import attach_explanations, explained_cases, list_explained
 from tomokit.engines.hardware import (
     PrepareBatch,
     choose_precision,
@@ -27,6 +28,7 @@ __all__ = [
     "StructureMeasures",
     "attach_class_table",
     "attach_classification_scores",
+    "attach_explanations",
     "attach_inference",
     "attach_pair_scores",
     "attach_pair_table",
@@ -38,7 +40,9 @@ __all__ = [
     "choose_pair_decision",
     "choose_precision",
     "distributed_device",
+    "explained_cases",
     "find_checkpoint",
+    "list_explained",
     "list_pairs",
     "load_weights",
     "make_balanced_sampler",
