@@ -5,7 +5,6 @@ from tomokit.engines.evaluation import (
     attach_class_table,
     attach_classification_scores,
     attach_inference,
-    attach_segmentation_scores,
 )
 from tomokit.engines.explanations import attach_explanations, explained_cases, list_explained
 from tomokit.engines.hardware import (
@@ -20,6 +19,7 @@ from tomokit.engines.hardware import (
 from tomokit.engines.measuring import StructureMeasures
 from tomokit.engines.pairs import attach_pair_scores, attach_pair_table, choose_pair_decision, list_pairs
 from tomokit.engines.sampling import make_balanced_sampler
+from tomokit.engines.segmentation import attach_segmentation_scores
 from tomokit.engines.sequences import attach_shuffled_scores, attach_slice_scores, attach_slice_table
 from tomokit.engines.training import attach_training
 

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nibabel
-import numpy as np
 import torch
 from ignite.engine import Engine, Events
 
@@ -21,9 +19,7 @@ from tomokit.errors import TomokitError
 from tomokit.files import read_json, write_json, write_table
 from tomokit.held_out import Promise, promise_classes, promise_interval, read_promise, score_classes, score_intervals
 from tomokit.inference import WritePredictiond, finish_writing, first_image
-from tomokit.labels import foreground
-from tomokit.metrics import TASKS, check_task, score_segmentation, summarise_segmentation, summarise_task
-from tomokit.pictures import draw_cases, pick_cases
+from tomokit.metrics import TASKS, check_task, summarise_task
 from tomokit.runs import is_main_process, peak_memory_gb
 from tomokit.subgroups import read_subgroups, summarise_subgroups
 
@@ -183,67 +179,6 @@ def write_before_errors(evaluator: Engine, path: Path, rows: list[dict[str, Any]
     evaluator.add_event_handler(Events.EXCEPTION_RAISED, keep_rows)
 
 
-def attach_segmentation_scores(
-    evaluator: Engine,
-    run_dir: str | Path,
-    output_dir: str | Path,
-    checkpoint: str | Path,
-    labels: Mapping[str, str],
-    cases: Mapping[str, Entries],
-    rival: bool,
-    ignore_label: int | None = None,
-) -> None:
-    """Score each test case on its source's own grid; write `cases.csv`, `metrics.json`, `overlay.png` at the end.
-
-    Args:
-        evaluator: its output holds `pred`, a label map (1, X, Y, Z) on the source's grid.
-        run_dir: the run's folder.
-        output_dir: where the predictions are written.
-        checkpoint: which weights are scored, told in the measures.
-        labels: the label map.
-        cases: the split; `training` fits the threshold rival, `test` is scored.
-        rival: also score the best thresholds, chosen on the training cases.
-        ignore_label: the label of voxels that nobody labelled, which are not scored.
-
-    Raises:
-        TomokitError: when there is no test case.
-    """
-    check_test_cases(cases)
-    rows: list[dict[str, Any]] = []
-    truths = {entry["case"]: entry for entry in cases["test"]}
-    run_dir = Path(run_dir)
-    began = time.perf_counter()
-
-    def score(engine: Any) -> None:
-        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
-            truth, affine = _read(truths[item["case"]]["label"])
-            prediction = np.asarray(torch.as_tensor(output["pred"]).cpu())[0]
-            if ignore_label is not None:
-                prediction, truth = (np.where(truth == ignore_label, 0, part) for part in (prediction, truth))
-            labelled = truths[item["case"]].get("labelled", foreground(labels))
-            known = {name for value, name in foreground(labels).items() if value in labelled}
-            for row in score_segmentation(prediction, truth, labels, affine):
-                if row["class"] not in known:
-                    continue  # nobody annotated it in this case
-                rows.append({"case": item["case"], "patient": item["patient"], **row})
-
-    def finish(_: Engine) -> None:
-        finish_writing()
-        measures: dict[str, Any] = {"task": "segmentation", "checkpoint": tell_checkpoint(run_dir, checkpoint)}
-        measures |= {"seconds": time.perf_counter() - began, **summarise_segmentation(rows)}
-        _write(run_dir, rows, measures)
-        if shown := _picture_cases(rows, truths, Path(output_dir)):
-            draw_cases(shown, labels, run_dir / PICTURE)
-            measures["picture"] = PICTURE
-        if rival:
-            found = rivals.score_thresholds(cases["training"], cases["test"], labels)
-            measures["rivals"] = {"threshold": summarise_segmentation(found)}
-        _write(run_dir, rows, measures)
-        tell_scores(run_dir, "case")
-
-    _attach(evaluator, score, finish)
-
-
 def attach_classification_scores(
     evaluator: Engine,
     run_dir: str | Path,
@@ -307,14 +242,14 @@ def attach_classification_scores(
             measures["promises"] = kept
         if groups := read_subgroups(dataset_dir, list(truths)) if dataset_dir else {}:
             measures["subgroups"] = summarise_subgroups(rows, groups, partial(summarise_task, task, names=names))
-        _write(run_dir, rows, measures)
+        write_scores(run_dir, rows, measures)
         if found := score_rivals(task, cases, labels, rival, feature_models, mask_above, records):
             measures["rivals"] = {name: summarise_task(task, own, names) for name, own in found.items()}
             measures["comparisons"] = {name: compare_rows(task, rows, own, names) for name, own in found.items()}
-            _write(run_dir, rows, measures)
+            write_scores(run_dir, rows, measures)
         tell_scores(run_dir, "case")
 
-    _attach(evaluator, score, finish)
+    attach_scoring(evaluator, score, finish)
 
 
 def tell_scores(run_dir: Path, unit: str) -> None:
@@ -375,7 +310,7 @@ def tell_promise(promise: Promise | None, answers: Mapping[str, Any], names: Seq
     return dict(promise_classes(promise, {name: answers[f"p_{name}"] for name in names}))
 
 
-def _attach(evaluator: Engine, score: Any, finish: Any) -> None:
+def attach_scoring(evaluator: Engine, score: Any, finish: Any) -> None:
     """Run `score` after each batch and `finish` at the end, in the process that writes."""
     if is_main_process():
         evaluator.add_event_handler(Events.ITERATION_COMPLETED, score)
@@ -383,37 +318,7 @@ def _attach(evaluator: Engine, score: Any, finish: Any) -> None:
         evaluator.add_event_handler(Events.COMPLETED, finish)
 
 
-def _write(run_dir: Path, rows: Sequence[Mapping[str, Any]], measures: Mapping[str, Any]) -> None:
+def write_scores(run_dir: Path, rows: Sequence[Mapping[str, Any]], measures: Mapping[str, Any]) -> None:
     """Write the table of cases and the summary."""
     write_table(run_dir / "cases.csv", rows)
     write_json(run_dir / "metrics.json", {**measures, "peak_rss_gb": peak_memory_gb()})
-
-
-def _read(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return a file's array (X, Y, Z) in file order and its affine; a last axis of one is left out."""
-    image = nibabel.squeeze_image(nibabel.load(path))
-    return np.asanyarray(image.dataobj), image.affine
-
-
-def _picture_cases(
-    rows: Sequence[Mapping[str, Any]], truths: Mapping[str, Mapping[str, Any]], output_dir: Path
-) -> list[dict[str, Any]]:
-    """Return the worst, median and best case with their arrays, for the picture."""
-    found = []
-    for case in pick_cases(rows):
-        entry = truths[case]
-        image, affine = _read(first_image(entry["image"]))
-        if min(image.shape) == 1:
-            continue  # the picture cuts three planes through a volume
-        scores = [row["dice"] for row in rows if row["case"] == case and row["dice"] is not None]
-        found.append(
-            {
-                "case": case,
-                "image": image,
-                "affine": affine,
-                "truth": _read(entry["label"])[0],
-                "prediction": _read(str(output_dir / f"{case}.nii.gz"))[0],
-                "dice": float(np.mean(scores)),
-            }
-        )
-    return found
