@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import torch
 from ignite.engine import Engine
+from numpy.typing import NDArray
 
 from tomokit import rivals
 from tomokit.engines.evaluation import (
