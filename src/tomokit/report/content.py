@@ -77,7 +77,7 @@ def read_finished(folder: str | Path) -> Finished:
         _read_or_empty(folder / "environment.json"),
         read_config(config),
         config.read_text(encoding="utf-8"),
-        _read_or_empty(folder / "explanations.json"),
+        _read_or_empty(folder / "explanations" / "explanations.json"),
     )
 
 

@@ -18,7 +18,7 @@ from tomokit.report.charts import all_charts
 from tomokit.report.checklist import checklist
 from tomokit.report.content import Finished, number, read_finished, test_entries
 from tomokit.report.slices import Viewer, make_viewer
-from tomokit.report.tables import all_tables, facts
+from tomokit.report.tables import all_tables, facts, is_entry, show, title_of
 from tomokit.volumes import read_volume
 
 FILE = "report.html"
@@ -106,11 +106,13 @@ def _pick_classified(run: Finished) -> Iterator[tuple[str, str, str]]:
 
 
 def _explanations(run: Finished) -> dict[str, Any]:
-    """Return what the page tells of explanations: texts, and the picture in base64 where there is one."""
+    """Return what the page tells of explanations: names with texts, and the picture in base64 where there is one."""
     if not run.explanations:
         return {}
-    picture = run.folder / "explanations.png"
-    told = {key: value for key, value in run.explanations.items() if isinstance(value, str | int | float)}
+    picture = run.folder / "explanations" / "explanations.png"
+    told = {"method": str(run.explanations.get("method", ""))}
+    told |= {title_of(key): show(value) for key, value in run.explanations.items() if is_entry(value)}
+    told |= {"randomised weights": str((run.explanations.get("randomisation") or {}).get("verdict", "not checked"))}
     return {"told": told, "picture": encode_file(picture) if picture.is_file() else ""}
 
 

@@ -69,7 +69,8 @@ def make_viewer(
     window = grey_range(volume.image)
     planes = [_make_plane(volume, across, *view, window) for view, across in zip(VIEWS, (2, 1, 0), strict=True)]
     shown = {int(value) for array in (volume.prediction, volume.truth) for value in np.unique(array)}
-    legend = [(name, colour_of(value)) for value, name in foreground(labels).items() if value in shown]
+    names = foreground(labels).items() if shown - {0} else ()
+    legend = [(name, colour_of(value)) for value, name in names if value in shown]
     return Viewer(title, told, planes, legend)
 
 

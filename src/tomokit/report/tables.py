@@ -38,6 +38,13 @@ TITLES = {
     "width": "width of the interval",
     "width_ml": "width of the interval, ml",
     "difference_ml": "volume bias, ml",
+    "sensitivity_at_90": "sensitivity at specificity .90",
+    "sensitivity_at_95": "sensitivity at specificity .95",
+    "false_positives": "invented per case",
+    "random_insertion": "insertion, random order",
+    "random_deletion": "deletion, random order",
+    "hit": "maximum inside the mask",
+    "energy": "part inside the mask",
 }
 COUNTS = {
     "absent_in_both": "rightly empty",
@@ -125,13 +132,22 @@ def _per_class(run: Finished) -> Table | None:
     counts = [key for key in COUNTS if any(own.get(key) is not None for own in scores.values())]
     if not keys:
         return None
+    limits = any("limits_ml" in own for own in scores.values())
     rows = [
-        [name, *(show(own.get(key)) for key in keys), *(str(own.get(key, "–")) for key in counts)]
+        [name, *(show(own.get(key)) for key in keys), *([_limits(own)] if limits else [])]
+        + [str(own.get(key, "–")) for key in counts]
         for name, own in scores.items()
     ]
+    head = ["", *map(title_of, keys), *(["95 % of cases, ml"] if limits else []), *(COUNTS[key] for key in counts)]
     absent = run.metrics.get("absent_classes")
     note = f"No score of {', '.join(absent)}: the test cases have none, or nothing else." if absent else ""
-    return Table("Each by itself", ["", *map(title_of, keys), *(COUNTS[key] for key in counts)], rows, note)
+    return Table("Each by itself", head, rows, note)
+
+
+def _limits(scores: Mapping[str, Any]) -> str:
+    """Return the limits of agreement of a structure's volumes as text."""
+    ends = scores.get("limits_ml")
+    return "–" if ends is None else f"{_digits(ends[0], '+')} to {_digits(ends[1], '+')}"
 
 
 def _rivals(run: Finished) -> Table | None:
