@@ -15,7 +15,7 @@ from tomokit.errors import TomokitError
 
 ROOT = Path(__file__).parents[1]
 TARGETS = "install demo plan search crossval test lint types train evaluate infer tensorboard".split()
-TARGETS += "check-bundles bench release dist clean".split()
+TARGETS += "check-bundles bench release dist clean report explain".split()
 
 
 def invoke(*arguments: str):
@@ -142,3 +142,24 @@ def test_make_crossval_trains_the_last_fold_first_with_all_arguments():
 def test_make_evaluate_and_infer_follow_the_run():
     assert "['runs/x/configs/train.yaml','bundles/segmentation/configs/evaluate.yaml']" in make("evaluate", "RUN=x")
     assert "--input scans/a.nii.gz" in make("infer", "RUN=x", "INPUT=scans/a.nii.gz")
+
+
+def test_make_report_takes_several_runs_or_a_new_scan():
+    assert "tomokit report runs/one runs/two" in make("report", "RUN=one two")
+    assert "tomokit report --case scan.nii.gz --run runs/one" in make("report", "RUN=one", "CASE=scan.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "give the folders of runs, or `--case SCAN --run RUN`"),
+        (["runs/a", "--run", "runs/b"], "give the folders of runs"),
+        (["--case", "scan.nii.gz"], "`--case SCAN` needs `--run RUN`, and no other run"),
+        (["runs/a", "--case", "scan.nii.gz", "--run", "runs/b"], "and no other run"),
+    ],
+)
+def test_report_needs_runs_or_a_scan_with_its_run(monkeypatch, capsys, arguments, told):
+    monkeypatch.setattr(sys, "argv", ["tomokit", "report", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    assert told in capsys.readouterr().err

@@ -94,11 +94,12 @@ def summarise_segmentation(rows: Sequence[Row]) -> dict[str, Any]:
     for name in dict.fromkeys(row["class"] for row in rows):
         mine = [row for row in rows if row["class"] == name]
         scored = {measure: [row for row in mine if row[measure] is not None] for measure in measures}
-        per_class[name] = {
+        own_scores: dict[str, Any] = {
             measure: mean_entry([row[measure] for row in own], [row["patient"] for row in own])
             for measure, own in scored.items()
         }
-        per_class[name] |= {"absent_in_both": len(mine) - len(scored["dice"]), **_summarise_volumes(mine)}
+        absent = len(mine) - len(scored["dice"])
+        per_class[name] = own_scores | {"absent_in_both": absent, **_summarise_volumes(mine)}
     summary = {}
     for measure in measures:
         means = mean_by_case(rows, measure)

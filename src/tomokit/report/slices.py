@@ -83,18 +83,20 @@ def _make_plane(volume: Volume, across: int, name: str, letters: str, window: tu
     scale = EDGE / max(width_mm, height_mm)
     width, height = max(1, round(width_mm * scale)), max(1, round(height_mm * scale))
     for place in places:
-        image, *maps = (np.take(array, place, axis=across) for array in (volume.image, volume.prediction, volume.truth))
-        finer = max(1, EDGE // max(image.shape))  # outlines are a pixel wide, so pixels must be small
-        image = scipy.ndimage.zoom(image.astype(np.float32), finer, order=1, mode="nearest", grid_mode=True)
-        maps = [array.repeat(finer, axis=0).repeat(finer, axis=1) for array in maps]
-        pictures.append(encode(overlay_slice(image, *maps, window=window), (width, height)))
-    most = (
-        int(np.argmax([np.take(found, place, axis=across).sum() for place in places]))
-        if found.any()
-        else len(places) // 2
-    )
+        finer = max(1, EDGE // max(found.shape))  # outlines are a pixel wide, so pixels must be small
+        grey = np.take(volume.image, place, axis=across).astype(np.float32)
+        grey = scipy.ndimage.zoom(grey, finer, order=1, mode="nearest", grid_mode=True)
+        filled, lines = (_enlarge(np.take(array, place, axis=across), finer) for array in volume[1:3][::-1])
+        pictures.append(encode(overlay_slice(grey, filled, lines, window), (width, height)))
+    counts = [int(np.take(found, place, axis=across).sum()) for place in places]
+    most = int(np.argmax(counts)) if found.any() else len(places) // 2
     millimetres = [round(place * volume.spacing[across], 1) for place in places]
     return Plane(name, letters, pictures, millimetres, most, width, height)
+
+
+def _enlarge(labels: NDArray[Any], times: int) -> NDArray[Any]:
+    """Return a slice of labels with each pixel that many times along both axes."""
+    return labels.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def choose_slices(found: NDArray[np.bool_], across: int) -> Sequence[int]:

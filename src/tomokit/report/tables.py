@@ -261,8 +261,8 @@ def _dice_differences(first: Finished, others: Sequence[Finished]) -> Table:
         if not shared:
             rows.append([other.name, "0", "–", "–", "no case in common"])
             continue
-        values = [[scores[case][1] for case in shared] for scores in (own, theirs)]
-        found = compare_means(*values, [own[case][0] for case in shared])
+        ours, others_scores = ([scores[case][1] for case in shared] for scores in (own, theirs))
+        found = compare_means(ours, others_scores, [own[case][0] for case in shared])
         told = _difference(found.difference, [found.low, found.high])
         rows.append([other.name, str(len(shared)), told, _p(found.p), found.verdict])
     head = ["beside", "cases", f"mean Dice, {first.name} − it", "p", f"{first.name} is"]
