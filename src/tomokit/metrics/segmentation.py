@@ -112,10 +112,11 @@ def _score_surfaces(
 ) -> list[dict[str, Any]]:
     """Return the scores of each structure's surface, each looked at within its own box."""
     check_tolerance(tolerance_mm)
-    maps = [array if np.issubdtype(array.dtype, np.integer) else array.astype(np.int32) for array in (predicted, true)]
+    whole = [array if np.issubdtype(array.dtype, np.integer) else array.astype(np.int32) for array in (predicted, true)]
+    one, two = whole
     return [
-        compare_surfaces(*(array[box] == value for array in maps), spacing, tolerance_mm)._asdict()
-        for value, box in enumerate(label_boxes(*maps, n_values), start=1)
+        compare_surfaces(one[box] == value, two[box] == value, spacing, tolerance_mm)._asdict()
+        for value, box in enumerate(label_boxes(one, two, n_values), start=1)
     ]
 
 
