@@ -103,7 +103,7 @@ def test_an_ensemble_joined_anew_keeps_no_score_of_the_old_one(tmp_path):
     for run in runs:
         write_json(run / "postprocessing.json", {"steps": {"1": LARGEST}})
     ensemble = join_runs(runs[:2], tmp_path / "ensemble")
-    stale = ["postprocessing.json", "metrics.json", "cases.csv", "overlay.png", "predictions/c.nii.gz"]
+    stale = ["postprocessing.json", "metrics.json", "cases.csv", "lesions.csv", "overlay.png", "predictions/c.nii.gz"]
     (ensemble / "predictions").mkdir()
     for name in stale:
         (ensemble / name).touch()

@@ -17,6 +17,9 @@ from tomokit.metrics import (
     average_precision,
     calibration_error,
     mean_by_case,
+    precision_recall_points,
+    reliability_points,
+    roc_points,
     score_segmentation,
     sensitivity_at,
     summarise_classification,
@@ -522,3 +525,46 @@ def test_sensitivity_at_a_specificity_by_hand():
     assert sensitivity_at(truth, score, 0.9) == 3 / 4
     assert sensitivity_at(truth, score, 0.95) == 1 / 4  # above 9
     assert np.isnan(sensitivity_at(truth[:10], score[:10], 0.9))
+
+
+@pytest.mark.parametrize("levels", [4, 1000])
+def test_points_of_curves_are_scikit_learns_with_ties(levels):
+    generator = np.random.default_rng(levels)
+    truth, score = np.arange(60) % 3 == 0, generator.integers(0, levels, 60) / levels
+    found = roc_points(truth, score)
+    false, true, thresholds = sklearn.metrics.roc_curve(truth, score, drop_intermediate=False)
+    for own, theirs in zip(found, (thresholds, false, true), strict=True):
+        assert own.tolist() == pytest.approx(theirs.tolist(), abs=1e-12)
+    assert np.trapezoid(found.sensitivity, found.false_positive_rate) == pytest.approx(area_under_curve(truth, score))
+    found = precision_recall_points(truth, score)
+    precision, recall, thresholds = sklearn.metrics.precision_recall_curve(truth, score)
+    for own, theirs in zip(found, (thresholds, recall[:-1], precision[:-1]), strict=True):
+        # theirs ends with a point at no recall, and drops lower thresholds once all are found
+        assert own[-len(theirs) :][::-1].tolist() == pytest.approx(theirs.tolist(), abs=1e-12)
+
+
+def test_points_of_a_reliability_diagram():
+    outcomes, chances = told((0.6, 8), (0.8, 6))
+    found = reliability_points(outcomes, chances)
+    assert [own.tolist() for own in found] == [pytest.approx([0.6, 0.8]), pytest.approx([0.8, 0.6]), [10, 10]]
+    generator = np.random.default_rng(0)
+    chances = generator.random(1000)
+    outcomes = generator.random(1000) < chances**2
+    found = reliability_points(outcomes, chances)
+    shares, means = sklearn.calibration.calibration_curve(outcomes, chances, n_bins=10, strategy="quantile")
+    assert found.shares == pytest.approx(shares) and found.chances == pytest.approx(means)
+    assert found.counts.tolist() == [100] * 10
+    gap = np.abs(found.shares - found.chances) @ found.counts / 1000
+    assert gap == pytest.approx(calibration_error(outcomes, chances))
+
+
+def test_curves_need_cases():
+    ones, scores = np.ones(3, bool), np.arange(3.0)
+    with pytest.raises(TomokitError, match="both kinds of cases, got 3 positive, 0 negative"):
+        roc_points(ones, scores)
+    with pytest.raises(TomokitError, match="both kinds of cases, got 0 positive, 3 negative"):
+        roc_points(~ones, scores)
+    with pytest.raises(TomokitError, match="needs a positive, got 0 in 3 cases"):
+        precision_recall_points(~ones, scores)
+    with pytest.raises(TomokitError, match="needs a case, got 0"):
+        reliability_points(ones[:0], scores[:0])

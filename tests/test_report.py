@@ -71,6 +71,18 @@ def test_a_segmentation_run(tmp_path):
     ]
 
 
+def test_a_segmentation_with_surfaces_shows_them_within_80_columns(tmp_path):
+    metrics = json.loads(json.dumps(SEGMENTATION)) | {"tolerance_mm": 2.0}
+    metrics["summary"]["nsd"] = entry(0.7, 0.6, 0.8)
+    metrics["per_class"]["liver"]["nsd"] = entry(0.95, 0.9, 1.0)
+    lines = printed(tmp_path, metrics)
+    assert cells(lines, "liver") == ["liver", "0.900 [0.850, 0.940]", "0.950", "0.413", "12"]
+    assert cells(lines, "lesion [1]") == ["lesion [1]", "–", "–", "–", "0"]
+    assert cells(lines, "mean") == ["mean", "0.800 [0.750, 0.840]", "0.700", "0.400", "12"]
+    assert "share of the surfaces within 2 mm" in " ".join(line.strip() for line in lines)
+    assert max(map(len, lines[:10])) <= 80
+
+
 def test_a_classification_run(tmp_path):
     lines = printed(tmp_path, CLASSIFICATION)
     assert cells(lines, "AUC") == ["AUC", "0.950 [0.900, 1.000]", "0.610", "12"]

@@ -12,7 +12,9 @@ from tomokit.statistics import (
     bootstrap_mean,
     bootstrap_statistic,
     bootstrap_statistics,
+    compare_means,
     delong,
+    rank_methods,
 )
 
 
@@ -252,3 +254,66 @@ def test_several_trainings_stand_for_the_mean_of_their_curves():
     assert (found.high - found.low) / 2 / 1.959964 == pytest.approx(math.sqrt(weights @ covariance @ weights), rel=1e-5)
     with pytest.raises(TomokitError, match=r"got shapes \(3,\) and \(2,\)"):
         delong([1, 1, 0], [[0.1, 0.3], [0.2, 0.4]], [0.1, 0.2])
+
+
+def test_two_runs_are_compared_case_by_case():
+    generator = np.random.default_rng(5)
+    common, gain = generator.random(40), 0.02 + 0.02 * generator.normal(size=40)
+    found = compare_means(common + gain, common, range(40))
+    assert found.difference == pytest.approx(gain.mean())
+    alone = bootstrap_mean(gain, range(40))
+    assert (found.low, found.high) == pytest.approx((alone.low, alone.high))
+    assert found.p == pytest.approx(scipy.stats.wilcoxon(gain).pvalue) and found.verdict == "better"
+    back = compare_means(common, common + gain, range(40))
+    assert back.difference == pytest.approx(-found.difference) and back.verdict == "worse"
+
+
+def test_a_patients_scans_are_one_difference():
+    scores = np.array([0.3, 0.5, 0.1, 0.2, 0.4, 0.7])
+    patients = list("aabbcc")
+    # the patients' means are .4, .15 and .55: three of one sign have p 2 / 2³
+    assert compare_means(scores, np.zeros(6), patients).p == pytest.approx(0.25)
+    assert compare_means(scores, np.zeros(6), range(6)).p == pytest.approx(2 / 2**6)
+
+
+def test_equal_runs_and_one_patient_are_ties():
+    assert compare_means([0.2, 0.4], [0.2, 0.4], "ab") == (0, 0, 0, 1)
+    assert compare_means([0.2, 0.4], [0.1, 0.1], "aa") == pytest.approx((0.2, 0.2, 0.2, 1))
+    with pytest.raises(TomokitError, match=r"the same cases, got \(2,\) and \(3,\) scores"):
+        compare_means([0.2, 0.4], [0.1, 0.1, 0.1], "ab")
+
+
+def test_methods_are_ranked_with_how_sure_that_is():
+    generator = np.random.default_rng(6)
+    base = generator.random(60)
+    scores = {"worst": base - 1, "alike": base + 0.01 * generator.normal(size=60), "best": base + 1}
+    scores["twin"] = scores["alike"]
+    found = rank_methods(scores, range(60), resamples=200)
+    assert list(found) == ["best", "alike", "twin", "worst"]
+    assert found["best"] == (1, 1, 1, 60) and found["worst"] == (4, 4, 4, 60)
+    assert found["alike"] == found["twin"] == (2.5, 2.5, 2.5, 60)  # equal ones share their ranks
+    turned = rank_methods(scores, range(60), more_is_better=False, resamples=200)
+    assert turned["worst"].mean == 1 and turned["best"].mean == 4
+
+
+def test_close_methods_have_wide_ranks_and_patients_stay_together():
+    scores = {"a": [1.0, 1, 0, 0, 1], "b": [0.0, 0, 1, 1, 0]}
+    found = rank_methods(scores, range(5))
+    assert found["a"] == (1, 1, 2, 5) and found["b"] == (2, 1, 2, 5)
+    assert rank_methods(scores, ["p"] * 5)["a"] == (1, None, None, 1)
+    # with the last three of one patient each resample holds all of them or none
+    assert rank_methods({"a": [0, 0, 0, 2, 2.0], "b": [1, 1, 1, 0, 0.0]}, list("ppppp"))["a"].mean == 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ({"a": [0.1, 0.2]}, r"needs two methods or more, got \['a'\]"),
+        ({"a": [0.1, 0.2], "b": [0.1]}, "of each of 2 cases, b has 1 scores, 0 of them not finite"),
+        ({"a": [0.1, math.nan], "b": [0.1, 0.2]}, "of each of 2 cases, a has 2 scores, 1 of them not finite"),
+        ({"a": [], "b": []}, "of each of 2 cases, a has 0 scores"),
+    ],
+)
+def test_what_has_no_ranking(scores, message):
+    with pytest.raises(TomokitError, match=message):
+        rank_methods(scores, ["p", "q"])

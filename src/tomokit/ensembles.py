@@ -27,7 +27,7 @@ SHARED_KEYS = (
 )  # fmt: skip
 TEXT_COLUMNS = ("case", "patient", "class", "truth")
 # what an earlier ensemble left that tells of other networks; `predictions/` too
-STALE = (FILE, DECISION_FILE, "metrics.json", "cases.csv", "overlay.png")
+STALE = (FILE, DECISION_FILE, "metrics.json", "cases.csv", "lesions.csv", "overlay.png")
 SMALLEST = 1e-12  # a probability whose logarithm is finite, also after a float32 sum
 
 

@@ -8,7 +8,7 @@ from tomokit.errors import raise_problems
 LESIONS = (  # how a word begins that names what is ill
     *("abscess", "adenoma", "aneurysm", "bleed", "cancer", "carcinoma", "glioma", "gtv", "haematoma", "haemorrh"),
     *("hematoma", "hemorrh", "infarct", "lesion", "lymphoma", "melanoma", "meningioma", "metasta", "neoplas", "nodul"),
-    *("polyp", "sarcoma", "tumo"),
+    *("plaque", "polyp", "sarcoma", "tumo"),
 )
 WHOLE_LESIONS = {"cyst", "cysts"}  # "cystic" is a duct too
 SIDES = {"left": "right", "lt": "rt", "lh": "rh", "l": "r"}

@@ -1,7 +1,7 @@
 """Means and other statistics with bootstrap intervals, resampled by patient; and whether two ROC curves differ."""
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -177,6 +177,41 @@ def compare_means(scores_a: ArrayLike, scores_b: ArrayLike, patients: Sequence[H
     mean = float((one - two).mean())
     ends = (mean, mean) if found.low is None or found.high is None else (found.low, found.high)
     return Comparison(mean, *ends, p)
+
+
+def rank_methods(
+    scores: Mapping[str, ArrayLike], patients: Sequence[Hashable], *, more_is_better: bool = True, resamples: int = 1999
+) -> dict[str, Interval]:
+    """Return each method's rank by its mean score over the same cases, 1 the best, with its interval; the best first.
+
+    Methods of one mean share the mean of their ranks. The interval tells how the ranking would change with other
+    patients of the kind: it is the bootstrap's, all methods on the same resamples.
+
+    Args:
+        scores: of each method, by its name, one entry per case.
+        patients: one entry per case.
+        more_is_better: False of distances and errors.
+        resamples: of the patients.
+
+    Raises:
+        TomokitError: when there are fewer than two methods or no cases, the lengths differ, or a score is not finite.
+    Source: Wiesenfarth et al., Methods and open-source toolkit for analyzing and visualizing challenge results,
+        Scientific Reports 11 (2021).
+    """
+    if len(scores) < 2:
+        raise TomokitError(f"a ranking needs two methods or more, got {list(scores)}")
+    for name, own in scores.items():
+        if len(numbers := np.asarray(own, dtype=float)) != len(patients) or not np.isfinite(numbers).all():
+            told = f"{len(numbers)} scores, {int((~np.isfinite(numbers)).sum())} of them not finite"
+            raise TomokitError(f"each method needs a finite score of each of {len(patients)} cases, {name} has {told}")
+    table = np.column_stack([np.asarray(own, dtype=float) for own in scores.values()])
+
+    def ranks(cases: NDArray[np.float64]) -> NDArray[np.float64]:
+        means = cases.mean(axis=0)
+        return np.asarray(scipy.stats.rankdata(-means if more_is_better else means))
+
+    found = zip(scores, bootstrap_statistics(ranks, [table], patients, resamples=resamples), strict=True)
+    return dict(sorted(found, key=lambda pair: pair[1].mean or 0.0))
 
 
 def delong(truth: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike, *, confidence: float = 0.95) -> Comparison:

@@ -99,8 +99,7 @@ def attach_segmentation_scores(
         measures |= {"seconds": time.perf_counter() - began, **summarise_segmentation(rows)}
         measures["tolerance_mm"] = tolerance_mm
         measures |= _summarise_more(rows, found_lesions, wanted, promise, dataset_dir)
-        if wanted:
-            write_table(run_dir / "lesions.csv", found_lesions)
+        _write_lesions(run_dir / "lesions.csv", found_lesions)
         write_scores(run_dir, rows, measures)
         if shown := _picture_cases(rows, truths, Path(output_dir)):
             draw_cases(shown, labels, run_dir / PICTURE)
@@ -112,6 +111,14 @@ def attach_segmentation_scores(
         tell_scores(run_dir, "case")
 
     attach_scoring(evaluator, score, finish)
+
+
+def _write_lesions(path: Path, rows: Rows) -> None:
+    """Write the table of lesions; without one there is none, nor that of an earlier evaluation."""
+    if rows:
+        write_table(path, rows)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _score_case(

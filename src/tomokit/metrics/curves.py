@@ -1,12 +1,38 @@
 """What is measured on the order of probabilities, and on how often they come true."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
 
+from tomokit.errors import TomokitError
+
 MOST_BINS = 15  # of the calibration error
+
+
+class RocPoints(NamedTuple):
+    """Sensitivity (T,) against the share of false positives (T,) at each threshold (T,), the highest first."""
+
+    thresholds: NDArray[np.float64]
+    false_positive_rate: NDArray[np.float64]
+    sensitivity: NDArray[np.float64]
+
+
+class PrecisionRecallPoints(NamedTuple):
+    """Precision (T,) against recall (T,) at each threshold (T,), the highest first."""
+
+    thresholds: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    precision: NDArray[np.float64]
+
+
+class ReliabilityPoints(NamedTuple):
+    """Of each bin of cases the mean probability (B,), the share of events (B,) and the number of cases (B,)."""
+
+    chances: NDArray[np.float64]
+    shares: NDArray[np.float64]
+    counts: NDArray[np.int_]
 
 
 def area_under_curve(truth: NDArray[Any], score: NDArray[Any]) -> float:
@@ -30,12 +56,9 @@ def average_precision(truth: NDArray[Any], score: NDArray[Any]) -> float:
     `truth` holds True for positives, `score` grows with the belief in it; cases of one score are found together.
     scikit-learn's function gives the same, too slowly for thousands of resamples.
     """
-    positive, numbers = np.asarray(truth, dtype=bool), np.asarray(score, dtype=float)
-    if not positive.any():
+    if not np.any(truth):
         return float("nan")
-    order = np.argsort(-numbers, kind="stable")
-    falls = np.append(np.diff(numbers[order]) != 0, True)  # the last case of each score
-    found, hits = np.flatnonzero(falls) + 1, positive[order].cumsum()[falls]
+    _, found, hits = _count_found(truth, score)
     return float((np.diff(hits, prepend=0) * hits / found).sum() / hits[-1])
 
 
@@ -54,11 +77,72 @@ def calibration_error(outcomes: NDArray[Any], chances: NDArray[Any]) -> float:
     Source: Guo et al., On calibration of modern neural networks, ICML 2017; bins of as many cases: Nixon et al.,
         Measuring calibration in deep learning, CVPR workshops 2019; their number: Scott, Biometrika 66 (1979).
     """
-    count = len(chances)
-    bins = min(MOST_BINS, max(1, round(count ** (1 / 3))))
-    places = ((scipy.stats.rankdata(chances) - 0.5) * bins / count).astype(int)
-    gaps = np.bincount(places, weights=np.asarray(chances, dtype=float) - np.asarray(outcomes, dtype=float))
-    return float(np.abs(gaps).sum() / count)
+    gaps = np.asarray(chances, dtype=float) - np.asarray(outcomes, dtype=float)
+    return float(np.abs(np.bincount(_bins(chances), weights=gaps)).sum() / len(chances))
+
+
+def roc_points(truth: NDArray[Any], score: NDArray[Any]) -> RocPoints:
+    """Return the points of the ROC curve, from (0, 0) at an infinite threshold to (1, 1).
+
+    `truth` holds True for positives, `score` grows with the belief in it; cases of one score are one point.
+
+    Raises:
+        TomokitError: unless both kinds are there.
+    """
+    positive = np.asarray(truth, dtype=bool)
+    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
+    if min(n_positive, n_negative) == 0:
+        raise TomokitError(f"a ROC curve needs both kinds of cases, got {n_positive} positive, {n_negative} negative")
+    thresholds, found, hits = _count_found(positive, score)
+    shares = [np.append(0.0, own) for own in ((found - hits) / n_negative, hits / n_positive)]
+    return RocPoints(np.append(np.inf, thresholds), *shares)
+
+
+def precision_recall_points(truth: NDArray[Any], score: NDArray[Any]) -> PrecisionRecallPoints:
+    """Return the points of the precision-recall curve; arguments as of `roc_points`.
+
+    Raises:
+        TomokitError: when there is no positive.
+    """
+    if not np.any(truth):
+        raise TomokitError(f"a precision-recall curve needs a positive, got 0 in {len(truth)} cases")
+    thresholds, found, hits = _count_found(truth, score)
+    return PrecisionRecallPoints(thresholds, hits / hits[-1], hits / found)
+
+
+def reliability_points(outcomes: NDArray[Any], chances: NDArray[Any]) -> ReliabilityPoints:
+    """Return the points of a reliability diagram, by rising probability, in the bins of `calibration_error`.
+
+    Calibrated probabilities have as great a share of events. `outcomes` holds True where an event came, `chances` its
+    probability. The calibration error is the mean gap of the two, each bin weighed by its cases.
+
+    Raises:
+        TomokitError: when there is no case.
+    """
+    if len(chances) == 0:
+        raise TomokitError("a reliability diagram needs a case, got 0")
+    places = _bins(chances)
+    counts = np.bincount(places)
+    sums = [np.bincount(places, weights=np.asarray(own, dtype=float))[counts > 0] for own in (chances, outcomes)]
+    counts = counts[counts > 0]
+    return ReliabilityPoints(sums[0] / counts, sums[1] / counts, counts)
+
+
+def _count_found(
+    truth: NDArray[Any], score: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.int_], NDArray[np.int_]]:
+    """Return each score that occurs, the highest first, how many cases reach it, and how many positives do."""
+    numbers = np.asarray(score, dtype=float)
+    order = np.argsort(-numbers, kind="stable")
+    falls = np.append(np.diff(numbers[order]) != 0, True)  # the last case of each score
+    return numbers[order][falls], np.flatnonzero(falls) + 1, np.asarray(truth, dtype=bool)[order].cumsum()[falls]
+
+
+def _bins(chances: NDArray[Any]) -> NDArray[np.int_]:
+    """Return the bin of each case, from 0 by rising probability; some are empty where probabilities are equal."""
+    bins = min(MOST_BINS, max(1, round(len(chances) ** (1 / 3))))
+    places: NDArray[np.int_] = ((scipy.stats.rankdata(chances) - 0.5) * bins / len(chances)).astype(int)
+    return places
 
 
 def sensitivity_at(truth: NDArray[Any], score: NDArray[Any], specificity: float) -> float:

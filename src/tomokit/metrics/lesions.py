@@ -8,6 +8,7 @@ import scipy.ndimage
 from numpy.typing import NDArray
 
 from tomokit.errors import TomokitError
+from tomokit.metrics.boxes import common_box
 from tomokit.metrics.entries import NO_ROWS, NOT_SCORED, Row, entry_of, mean_entry
 from tomokit.statistics import bootstrap_statistics
 
@@ -40,10 +41,12 @@ def score_lesions(prediction: NDArray[Any], truth: NDArray[Any], voxel_ml: float
     if prediction.shape != truth.shape:
         raise TomokitError(f"prediction {prediction.shape} and truth {truth.shape} must have the same shape")
     rows: list[dict[str, Any]] = []
+    box = common_box(prediction, truth)
+    prediction, truth = prediction[box].astype(bool), truth[box].astype(bool)
     for mask, other, hit, missed in ((truth, prediction, FOUND, MISSED), (prediction, truth, "", INVENTED)):
         numbers, count = scipy.ndimage.label(mask, np.ones((3,) * mask.ndim))
         sizes = np.bincount(numbers.ravel(), minlength=count + 1)[1:]
-        touched = np.bincount(numbers[other.astype(bool)], minlength=count + 1)[1:] > 0
+        touched = np.bincount(numbers[other], minlength=count + 1)[1:] > 0
         statuses = [hit if own else missed for own in touched]
         rows += [
             {"status": told, "ml": int(size) * voxel_ml} for told, size in zip(statuses, sizes, strict=True) if told

@@ -9,8 +9,9 @@ from numpy.typing import ArrayLike, NDArray
 from tomokit.errors import TomokitError
 from tomokit.geometry import spacing_from_affine, voxel_volume_ml
 from tomokit.labels import check_label_map, foreground
+from tomokit.metrics.boxes import label_boxes
 from tomokit.metrics.entries import NO_ROWS, Row, mean_entry
-from tomokit.metrics.surfaces import compare_surfaces
+from tomokit.metrics.surfaces import check_tolerance, compare_surfaces
 
 MEASURES = ("dice", "nsd", "hd95_mm")
 LIMIT = 1.96  # deviations, between which 95 % of a normal distribution lie
@@ -27,7 +28,8 @@ def score_segmentation(
 
     `prediction` and `truth` are label maps (X, Y, Z) on the grid of `affine`. Dice lies in 0–1; it is None
     when the structure is absent from both, since 0/0 has no value, and 0 when it is absent from one. With
-    `tolerance_mm` a row also has "nsd", 0–1, and "hd95_mm" (`compare_surfaces`).
+    `tolerance_mm` a row also has "nsd", 0–1, and "hd95_mm" (`compare_surfaces`), and "difference_ml", predicted less
+    true.
 
     Raises:
         TomokitError: when shapes differ, a value is not in the label map, or the tolerance is not above 0.
@@ -41,18 +43,20 @@ def score_segmentation(
     _check_values(true, "truth", n_values)
     table = _count_pairs(predicted, true, n_values)
     voxel_ml = voxel_volume_ml(affine)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for value, name in foreground(labels).items():
         in_truth, in_prediction = int(table[value].sum()), int(table[:, value].sum())
         total = in_truth + in_prediction
         dice = 2 * int(table[value, value]) / total if total else None
         volumes = {"truth_ml": in_truth * voxel_ml, "predicted_ml": in_prediction * voxel_ml}
-        row = {"class": name, "dice": dice, **volumes}
-        if tolerance_mm is not None:
-            masks = (predicted == value, true == value)
-            row |= compare_surfaces(*masks, spacing_from_affine(affine), tolerance_mm)._asdict()
-        rows.append(row)
-    return rows
+        rows.append({"class": name, "dice": dice, **volumes})
+    if tolerance_mm is None:
+        return rows
+    found = _score_surfaces(predicted, true, n_values, spacing_from_affine(affine), tolerance_mm)
+    return [
+        {**row, **own, "difference_ml": row["predicted_ml"] - row["truth_ml"]}
+        for row, own in zip(rows, found, strict=True)
+    ]
 
 
 def mean_by_case(rows: Sequence[Row], measure: str = "dice") -> dict[str, float]:
@@ -101,6 +105,18 @@ def summarise_segmentation(rows: Sequence[Row]) -> dict[str, Any]:
         means = mean_by_case(rows, measure)
         summary[measure] = mean_entry(list(means.values()), [patient_of[case] for case in means])
     return {"summary": summary, "per_class": per_class}
+
+
+def _score_surfaces(
+    predicted: NDArray[Any], true: NDArray[Any], n_values: int, spacing: Sequence[float], tolerance_mm: float
+) -> list[dict[str, Any]]:
+    """Return the scores of each structure's surface, each looked at within its own box."""
+    check_tolerance(tolerance_mm)
+    maps = [array if np.issubdtype(array.dtype, np.integer) else array.astype(np.int32) for array in (predicted, true)]
+    return [
+        compare_surfaces(*(array[box] == value for array in maps), spacing, tolerance_mm)._asdict()
+        for value, box in enumerate(label_boxes(*maps, n_values), start=1)
+    ]
 
 
 def _summarise_volumes(rows: Sequence[Row]) -> dict[str, Any]:

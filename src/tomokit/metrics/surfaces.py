@@ -1,17 +1,18 @@
 """Distances between the surfaces of two masks in mm: the share within a tolerance, and the far tail."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from monai.metrics.utils import get_edge_surface_distance
+from monai.metrics.utils import get_code_to_measure_table
 from numpy.typing import NDArray
+from scipy.spatial import KDTree
 
 from tomokit.errors import TomokitError
+from tomokit.metrics.boxes import common_box
 
 TAIL = 0.95
+SLACK = 1e-6  # of a distance: rounding must not put three voxels of 0.1 mm beyond a tolerance of 0.3 mm
 
 
 class SurfaceScores(NamedTuple):
@@ -19,6 +20,13 @@ class SurfaceScores(NamedTuple):
 
     nsd: float | None
     hd95_mm: float | None
+
+
+class Surface(NamedTuple):
+    """The pieces of a surface: their places in mm (N, axes), and their areas in mm², or lengths of an outline, (N,)."""
+
+    places: NDArray[np.float64]
+    areas: NDArray[np.float64]
 
 
 def compare_surfaces(
@@ -46,22 +54,12 @@ def compare_surfaces(
     check_tolerance(tolerance_mm)
     if not prediction.any() or not truth.any():
         return SurfaceScores(0.0 if prediction.any() or truth.any() else None, None)
-    flat = prediction.shape[-1] == 1
-    box = _common_box(prediction | truth)
-    masks = [torch.from_numpy(np.pad(mask[box], 1).astype(np.uint8)) for mask in (prediction, truth)]
-    masks = [mask[..., 1] if flat else mask for mask in masks]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of MONAI's own call of what it deprecates
-        found = get_edge_surface_distance(
-            masks[0], masks[1], spacing=list(spacing[: 2 if flat else 3]), use_subvoxels=True, symmetric=True
-        )
-    both = [
-        (torch.as_tensor(own).double().numpy(), torch.as_tensor(size)[torch.as_tensor(edges) > 0].double().numpy())
-        for edges, own, size in zip(*found, strict=True)
-    ]
-    within = sum(float(size[own <= tolerance_mm].sum()) for own, size in both)
-    total = sum(float(size.sum()) for _, size in both)
-    return SurfaceScores(within / total, max(_weighted_quantile(own, size, TAIL) for own, size in both))
+    box = common_box(prediction, truth)
+    one, two = (_surface(mask[box], spacing) for mask in (prediction, truth))
+    both = [(KDTree(other.places).query(own.places)[0], own.areas) for own, other in ((one, two), (two, one))]
+    within = sum(float(areas[far <= tolerance_mm * (1 + SLACK)].sum()) for far, areas in both)
+    total = float(one.areas.sum() + two.areas.sum())
+    return SurfaceScores(within / total, max(_weighted_quantile(far, areas, TAIL) for far, areas in both))
 
 
 def check_tolerance(tolerance_mm: float) -> None:
@@ -74,13 +72,23 @@ def check_tolerance(tolerance_mm: float) -> None:
         raise TomokitError(f"`tolerance_mm` must be above 0, such as 1.0, got {tolerance_mm}")
 
 
-def _common_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
-    """Return the box that holds a mask's voxels."""
-    box = []
-    for axis in range(mask.ndim):
-        here = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        box.append(slice(int(here[0]), int(here[-1]) + 1))
-    return tuple(box)
+def _surface(mask: NDArray[np.bool_], spacing: Sequence[float]) -> Surface:
+    """Return the surface of a mask that has a voxel: a piece within each 2 × 2 × 2 voxels that are not all alike.
+
+    Each such block is told by a number of eight bits, one a voxel, of which MONAI has the area. Its own function takes
+    the numbers by a convolution, with tens of bytes a voxel; here it is one.
+    """
+    if mask.shape[-1] == 1:
+        mask, spacing = mask[..., 0], spacing[:2]
+    table, weights = (part.numpy() for part in get_code_to_measure_table([float(size) for size in spacing]))
+    padded = np.pad(mask, 1).view(np.uint8)
+    shape = [size - 1 for size in padded.shape]
+    codes = np.zeros(shape, np.uint8)
+    for corner in np.ndindex(*(2,) * mask.ndim):
+        block = tuple(slice(first, first + size) for first, size in zip(corner, shape, strict=True))
+        codes |= padded[block] * np.uint8(weights[0, 0][corner])
+    mixed = (codes > 0) & (codes < len(table) - 1)
+    return Surface(np.argwhere(mixed) * np.asarray(spacing, dtype=float), table[codes[mixed]].astype(float))
 
 
 def _weighted_quantile(values: NDArray[np.float64], weights: NDArray[np.float64], share: float) -> float:

@@ -84,15 +84,22 @@ def _score_table(metrics: Mapping[str, Any], path: Path) -> Table:
     if len(rivals) > MOST_COLUMNS and _compared(metrics):
         rivals = {}
     segmentation = metrics["task"] == "segmentation"
-    table = Table(caption="95 % intervals from the bootstrap by patient; n: patients", caption_justify="left")
+    surfaces = segmentation and "nsd" in metrics["summary"]
+    caption = "95 % intervals from the bootstrap by patient; n: patients"
+    if surfaces:
+        caption += f"; NSD: share of the surfaces within {metrics['tolerance_mm']:g} mm"
+    table = Table(caption=caption, caption_justify="left")
     table.add_column("structure" if segmentation else "score", overflow="fold")
     table.add_column("Dice [95 % interval]" if segmentation else "value [95 % interval]", no_wrap=True)
+    if surfaces:
+        table.add_column("NSD", no_wrap=True)
     for name in rivals:
         table.add_column(Text(f"{name}, Dice" if segmentation else name), overflow="fold")
     table.add_column("n", justify="right")
     for title, place in lines:
         entry = _entry(metrics, place)
-        others = [Text(_score(_entry(rival, place))) for rival in rivals.values()]
+        others = [Text(_score(_entry(metrics, (*place[:-1], "nsd"))))] if surfaces else []
+        others += [Text(_score(_entry(rival, place))) for rival in rivals.values()]
         table.add_row(Text(title), Text(_score(entry, interval=True)), *others, str(entry.get("n", "–")))
     return table
 

@@ -12,7 +12,8 @@ from tomokit.errors import TomokitError
 from tomokit.files import read_json, write_json
 from tomokit.search.trials import run_stage
 
-SCORES = ("metrics.json", "cases.csv", "overlay.png", "configs/evaluate.yaml")  # what an evaluation leaves in a run
+# what an evaluation leaves in a run
+SCORES = ("metrics.json", "cases.csv", "lesions.csv", "overlay.png", "configs/evaluate.yaml")
 
 
 def score_network(
