@@ -69,9 +69,9 @@ def test_kinds_are_summarised_and_small_ones_are_named():
     kind_of = {f"c{i}": "largest third" if i < 10 else "smallest third" for i in range(14)}
 
     def total(own):
-        return {"summary": sum(row["dice"] for row in own)}
+        return {"dice": sum(row["dice"] for row in own)}
 
     found = summarise_subgroups(rows, {"size": kind_of}, total)
     assert list(found["size"]) == ["smallest third", "largest third"]
-    assert found["size"]["largest third"] == {"n": 5, "cases": 10, "summary": 45}
+    assert found["size"]["largest third"] == {"n": 5, "cases": 10, "summary": {"dice": 45}}
     assert found["size"]["smallest third"] == {"n": 2, "cases": 4, "summary": None}

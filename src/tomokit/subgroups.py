@@ -60,14 +60,14 @@ def summarise_subgroups(
     Args:
         rows: of all cases.
         groups: as `read_subgroups` returns them.
-        summarise: what makes `{"summary": …}` of rows.
+        summarise: what makes the scores of rows, by their names.
     """
     found: dict[str, dict[str, Any]] = {}
     for field, kind_of in groups.items():
         for kind in sorted(set(kind_of.values()), key=_order):
             own = [row for row in rows if kind_of.get(row["case"]) == kind]
             patients = {str(row["patient"]) for row in own}
-            summary = summarise(own)["summary"] if len(patients) >= FEWEST_PATIENTS else None
+            summary = summarise(own) if len(patients) >= FEWEST_PATIENTS else None
             told = {"n": len(patients), "cases": len({row["case"] for row in own}), "summary": summary}
             found.setdefault(field, {})[kind] = told
     return found
