@@ -117,10 +117,12 @@ def _score_surfaces(
 ) -> list[dict[str, Any]]:
     """Return the scores of each structure's surface, each looked at within its own box."""
     check_tolerance(tolerance_mm)
-    maps = [array if np.issubdtype(array.dtype, np.integer) else array.astype(np.int32) for array in (predicted, true)]
+    found, there = (
+        array if np.issubdtype(array.dtype, np.integer) else array.astype(np.int32) for array in (predicted, true)
+    )
     return [
-        compare_surfaces(*(array[box] == value for array in maps), spacing, tolerance_mm)._asdict()
-        for value, box in enumerate(label_boxes(*maps, n_values), start=1)
+        compare_surfaces(found[box] == value, there[box] == value, spacing, tolerance_mm)._asdict()
+        for value, box in enumerate(label_boxes(found, there, n_values), start=1)
     ]
 
 
