@@ -49,6 +49,13 @@ def test_another_shape_is_told(shape):
         jacobian_determinants(np.zeros(shape), SPACING)
 
 
+def test_what_is_not_finite_is_told():
+    field = np.zeros((3, 4, 4, 4))
+    field[1, 2, 2, :2] = np.nan, np.inf
+    with pytest.raises(TomokitError, match="got 2 of 192 numbers that are not"):
+        jacobian_determinants(field, SPACING)
+
+
 def test_wrong_spacing_and_landmarks_are_told():
     with pytest.raises(TomokitError, match=r"three positive numbers in mm, got \(1, 0, 1\)"):
         jacobian_determinants(np.zeros((3, 4, 4, 4)), (1, 0, 1))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from monai.metrics import compute_froc_curve_data
 
 from tomokit.errors import TomokitError
 from tomokit.metrics import froc, mean_sensitivity, score_lesions, summarise_lesions
@@ -17,6 +18,7 @@ def test_each_lesion_is_found_missed_or_invented():
     rows = score_lesions(prediction, truth, 0.5)
     assert rows == [{"status": "found", "ml": 2.5}, {"status": "missed", "ml": 2.0}, {"status": "invented", "ml": 1.0}]
     assert score_lesions(np.zeros((3, 3, 3)), np.zeros((3, 3, 3)), 1) == []
+    assert score_lesions(prediction[::-1, :, ::-1], truth[::-1, :, ::-1], 0.5)[-1] == rows[-1]
 
 
 def test_a_test_set_is_summed_up():
@@ -44,6 +46,19 @@ def test_froc_by_hand():
     assert curve.sensitivity == pytest.approx([1 / 3, 1 / 3, 1 / 3, 2 / 3, 2 / 3])
     # 1/3 at 1/8 and 1/4, 2/3 from 1/2 on
     assert mean_sensitivity(curve) == pytest.approx((2 * 1 / 3 + 5 * 2 / 3) / 7)
+
+
+def test_froc_is_monais():
+    generator = np.random.default_rng(0)
+    found, invented = generator.integers(0, 30, 20) / 30, generator.integers(0, 30, 25) / 30
+    again = found / 2  # lesser pieces of the same lesions change nothing but the thresholds
+    scores, names = [*found, *again, *invented], [*map(str, range(20)), *map(str, range(20)), *[""] * 25]
+    curve = froc(scores, names, count=24, cases=4)
+    false, sensitivity = compute_froc_curve_data(invented, found, 24, 4)
+    for threshold, one, two in zip(sorted({*found, *invented})[1:], false, sensitivity, strict=False):
+        place = curve.thresholds.tolist().index(threshold)
+        assert (curve.false_positives[place], curve.sensitivity[place]) == pytest.approx((one, two))
+    assert curve.false_positives[-1] == 25 / 4 and curve.sensitivity[-1] == 20 / 24
 
 
 def test_froc_of_nothing_but_inventions():

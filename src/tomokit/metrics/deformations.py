@@ -11,18 +11,23 @@ from tomokit.errors import TomokitError
 def jacobian_determinants(displacement: ArrayLike, spacing: Sequence[float]) -> NDArray[np.float64]:
     """Return how the volume of each voxel changes, (X, Y, Z): 1 nothing, 0 or less where space is folded.
 
+    Slopes are those from a voxel's one neighbour to its other, at the edge from the voxel itself.
+
     Args:
         displacement: (3, X, Y, Z) in mm, along the grid's own axes.
         spacing: of the voxels along X, Y, Z in mm.
 
     Raises:
-        TomokitError: when the shape is another, an axis has fewer than two voxels, or the spacing is not above 0.
+        TomokitError: when the shape is another, an axis has fewer than two voxels, the spacing is not above 0, or a
+            displacement is not finite: it would not count as a fold.
     """
     field = np.asarray(displacement, dtype=float)
     if field.ndim != 4 or field.shape[0] != 3 or min(field.shape[1:]) < 2:
         raise TomokitError(f"a displacement must be (3, X, Y, Z), two voxels or more each way, got {field.shape}")
     if len(spacing) != 3 or min(spacing) <= 0:
         raise TomokitError(f"spacing must be three positive numbers in mm, got {tuple(spacing)}")
+    if wrong := int((~np.isfinite(field)).sum()):
+        raise TomokitError(f"a displacement must be finite, got {wrong} of {field.size} numbers that are not")
     slopes = np.stack([np.stack(np.gradient(own, *spacing)) for own in field])  # (component, axis, X, Y, Z)
     moved: NDArray[np.float64] = np.linalg.det(np.moveaxis(slopes, (0, 1), (-2, -1)) + np.eye(3))
     return moved
