@@ -337,19 +337,3 @@ def test_few_patients_are_told_how_far_their_intervals_fall_short():
     assert coverage_note(99).startswith("Of 50 patients such intervals held the truth in 94.")
     assert coverage_note(49).startswith("Of 20 patients")
     assert coverage_note(8).startswith("Even of 20 patients such intervals held the truth in 92.")
-
-
-def test_means_of_the_same_cases_are_compared_by_patient():
-    generator = np.random.default_rng(0)
-    one = generator.normal(0.8, 0.1, 40)
-    two = one - 0.05 + generator.normal(0, 0.01, 40)
-    found = compare_means(one, two, range(40))
-    assert found.difference == pytest.approx(np.mean(one - two))
-    assert found.low < 0.05 < found.high and found.verdict == "better"
-    assert found.p == pytest.approx(scipy.stats.wilcoxon(one - two).pvalue)
-    paired = compare_means(np.repeat(one, 2), np.repeat(two, 2), np.repeat(range(40), 2).tolist())
-    assert paired == pytest.approx(found)
-    assert compare_means(one, one, range(40)) == (0, 0, 0, 1)
-    assert compare_means([0.9], [0.8], ["a"]) == pytest.approx((0.1, 0.1, 0.1, 1))
-    with pytest.raises(TomokitError, match=r"got \(1,\) and \(2,\) scores"):
-        compare_means([1.0], [1.0, 2.0], ["a"])
