@@ -29,7 +29,7 @@ DECIDED = 0.5
 def open_events(folder: str, first_step: int) -> SummaryWriter:
     """Return a writer of a run's events; what it wrote from `first_step` on in an earlier training is hidden.
 
-    Where the disk is full, a line says so: TensorBoard writes in a thread of its own, whose traceback tells users little.
+    Where the disk is full, a line says so: TensorBoard writes in a thread, whose traceback would tell users little.
     """
     threading.excepthook = _tell_lost_events
     return SummaryWriter(folder, purge_step=first_step, flush_secs=10)
