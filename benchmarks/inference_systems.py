@@ -37,10 +37,10 @@ from tomokit.engines.hardware import to_channels_last
 from tomokit.files import read_json, write_json
 from tomokit.inference import SlabInferer, slab_inferer
 from tomokit.inference.windows import place_windows
+from tomokit.memory import lacks_memory
 from tomokit.release.plain_monai import with_monais_parts
 from tomokit.runs import peak_memory_gb
 
-FULL_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Record = dict[str, Any]
 
@@ -277,7 +277,7 @@ def measure(job: Job) -> Record:
     try:
         record = {"seconds": None} | SYSTEMS[job.system](job)
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError) or any(text in str(error) for text in FULL_MEMORY):
+        if lacks_memory(error):
             return {"note": f"out of memory on {'the GPU' if job.device == 'cuda' else 'the CPU'}"}
         raise
     if "note" not in record and record["seconds"] is None:

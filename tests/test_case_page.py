@@ -112,6 +112,9 @@ def test_an_interval_stands_beside_a_volume():
     promise = Promise("segmentation", 20, 0.1, 0.05, reach={"spleen": 0.5})
     table = _structures([row | sizes], promise, "HU")
     assert table.rows == [["spleen", "0.99", "0.49 to 1.49", "10.0", "8.0", "12.0", "1, 2, 3", "40 ± 5"]]
+    many = [row | sizes | {"pieces": 12}, *(row | sizes | {"piece": number} for number in range(1, 13))]
+    names = [line[0] for line in _structures(many, promise, "HU").rows]
+    assert names == ["spleen, 12 pieces", *(f"spleen, piece {number}" for number in range(1, 11))]
     assert table.head[-1] == "density, HU" and "90% of such scans, by 20" in table.note
 
 

@@ -173,6 +173,16 @@ def test_runs_side_by_side_are_compared_on_their_cases(tmp_path):
     assert (tmp_path / "both.html").is_file() and not (one / "report.html").exists()
 
 
+def test_three_runs_are_ranked(tmp_path):
+    runs = [segmentation_run(tmp_path / name, 20, shift) for name, shift in (("low", -0.2), ("high", 0), ("mid", -0.1))]
+    page = page_of(*runs)
+    assert re.findall(r"<tr><td>(\w+)</td><td>(\d)</td><td>\d to \d</td></tr>", page) == [
+        ("high", "1"),
+        ("mid", "2"),
+        ("low", "3"),
+    ]
+
+
 def test_two_classifiers_are_compared_by_delong(tmp_path):
     page = page_of(classification_run(tmp_path / "one"), classification_run(tmp_path / "two"))
     assert "<td>malignant</td><td>40</td><td>+0.000 [+0.000, +0.000]</td>" in page

@@ -1,4 +1,6 @@
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,12 +9,15 @@ import scipy.stats
 from tomokit.errors import TomokitError
 from tomokit.metrics import area_under_curve
 from tomokit.statistics import (
+    COVERAGE,
+    FEW,
     Interval,
     auc_variance,
     bootstrap_mean,
     bootstrap_statistic,
     bootstrap_statistics,
     compare_means,
+    coverage_note,
     delong,
     rank_methods,
 )
@@ -317,3 +322,18 @@ def test_close_methods_have_wide_ranks_and_patients_stay_together():
 def test_what_has_no_ranking(scores, message):
     with pytest.raises(TomokitError, match=message):
         rank_methods(scores, ["p", "q"])
+
+
+def test_what_is_said_of_few_patients_was_measured():
+    path = Path(__file__).parents[1] / "benchmarks" / "results" / "intervals.json"
+    rows = [row for row in json.loads(path.read_text())["rows"] if row["system"] == "dice"]
+    measured = {row["patients"]: row["value"] for row in rows if row["patients"] < FEW}
+    assert measured == pytest.approx(COVERAGE)
+    assert all(abs(row["value"] - 0.95) < 0.015 for row in rows if row["patients"] >= FEW)
+
+
+def test_few_patients_are_told_how_far_their_intervals_fall_short():
+    assert coverage_note(100) == ""
+    assert coverage_note(99).startswith("Of 50 patients such intervals held the truth in 94.")
+    assert coverage_note(49).startswith("Of 20 patients")
+    assert coverage_note(8).startswith("Even of 20 patients such intervals held the truth in 92.")

@@ -4,7 +4,6 @@ import nibabel
 import numpy as np
 import pytest
 
-from tomokit.errors import TomokitError
 from tomokit.subgroups import group_by_size, read_subgroups, summarise_subgroups
 
 
@@ -38,9 +37,9 @@ def test_what_tells_the_asked_cases_apart_is_told(folder):
     assert set(read_subgroups(folder, ["c2", "c4"])) == {"group", "remark"}
 
 
-def test_an_absent_set_is_named(tmp_path):
-    with pytest.raises(TomokitError, match="nowhere"):
-        read_subgroups(tmp_path / "nowhere", ["c0"])
+def test_without_its_set_no_kinds_are_known_and_a_line_says_so(tmp_path, caplog):
+    assert read_subgroups(tmp_path / "nowhere", ["c0"]) == {}
+    assert "no kinds of cases are scored by themselves" in caplog.text and "nowhere" in caplog.text
 
 
 def test_a_field_of_seven_texts_tells_no_kinds(folder):
@@ -69,9 +68,9 @@ def test_kinds_are_summarised_and_small_ones_are_named():
     kind_of = {f"c{i}": "largest third" if i < 10 else "smallest third" for i in range(14)}
 
     def total(own):
-        return {"summary": sum(row["dice"] for row in own)}
+        return {"dice": sum(row["dice"] for row in own)}
 
     found = summarise_subgroups(rows, {"size": kind_of}, total)
     assert list(found["size"]) == ["smallest third", "largest third"]
-    assert found["size"]["largest third"] == {"n": 5, "cases": 10, "summary": 45}
+    assert found["size"]["largest third"] == {"n": 5, "cases": 10, "summary": {"dice": 45}}
     assert found["size"]["smallest third"] == {"n": 2, "cases": 4, "summary": None}

@@ -1,5 +1,6 @@
 import io
 import json
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from tomokit import phantoms
 from tomokit.engines.settings import tell_config, tell_scores, tell_settings
-from tomokit.engines.tensorboard import attach_class_plots, attach_overlays, write_config
+from tomokit.engines.tensorboard import attach_class_plots, attach_overlays, open_events, write_config
 from tomokit.errors import TomokitError
 from tomokit.pictures import draw_counts, overlay_slice
 
@@ -298,3 +299,23 @@ def test_scores_of_a_training_without_validation_cases():
     costs = {"seconds": 3.0, "peak_rss_gb": 1.5, "parameters": 10}
     final = {f"final/{key}": value for key, value in costs.items()}
     assert tell_scores(record | costs) == {"final/loss": 1.0, **final}
+
+
+def test_a_full_disk_is_one_line(tmp_path, caplog, capsys):
+    class Events(threading.Thread):
+        def run(self):
+            raise OSError(28, "No space left on device")
+
+    Events.__module__ = "tensorboard.summary.writer"
+    before = threading.excepthook
+    open_events(str(tmp_path), 1).close()
+    try:
+        for thread in (Events(), threading.Thread(target=lambda: 1 / 0)):
+            thread.start()
+            thread.join()
+    finally:
+        threading.excepthook = before
+    assert [record.message for record in caplog.records] == [
+        "TensorBoard's events are not whole: [Errno 28] No space left on device"
+    ]
+    assert "ZeroDivisionError" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The scores of kinds of patients and scans: of a data set's groups, of clinical fields, of sizes."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,9 @@ from typing import Any
 import numpy as np
 
 from tomokit.datasets import find_dataset, read_entries
+from tomokit.errors import TomokitError
+
+logger = logging.getLogger(__name__)
 
 MOST_VALUES = 6  # of a field that tells kinds; one of more values, as an age, is none
 FEWEST_PATIENTS = 5  # of a kind that is scored
@@ -19,14 +23,16 @@ def read_subgroups(dataset_dir: str | Path, cases: Sequence[str]) -> Groups:
     """Return what kind each case is of, `{"group" or a clinical field: {case: kind}}`, as the data set tells it.
 
     Fields that tell kinds are texts or truths, of at most six; those of which all cases have one kind tell nothing.
-    A case without a value is of none.
-
-    Raises:
-        TomokitError: when the data set is absent.
+    A case without a value is of none. Where the data set is not there, a line says that no kinds are known.
     """
+    try:
+        entries = read_entries(find_dataset(dataset_dir))
+    except TomokitError as error:
+        logger.warning("no kinds of cases are scored by themselves: %s", error)
+        return {}
     wanted = set(cases)
     told: dict[str, dict[str, Any]] = {}
-    for entry in read_entries(find_dataset(dataset_dir)):
+    for entry in entries:
         if entry["case"] not in wanted:
             continue
         for field, value in {"group": entry.get("group"), **(entry.get("clinical") or {})}.items():
@@ -60,14 +66,14 @@ def summarise_subgroups(
     Args:
         rows: of all cases.
         groups: as `read_subgroups` returns them.
-        summarise: what makes `{"summary": …}` of rows.
+        summarise: what makes the scores of rows, by their names.
     """
     found: dict[str, dict[str, Any]] = {}
     for field, kind_of in groups.items():
         for kind in sorted(set(kind_of.values()), key=_order):
             own = [row for row in rows if kind_of.get(row["case"]) == kind]
             patients = {str(row["patient"]) for row in own}
-            summary = summarise(own)["summary"] if len(patients) >= FEWEST_PATIENTS else None
+            summary = summarise(own) if len(patients) >= FEWEST_PATIENTS else None
             told = {"n": len(patients), "cases": len({row["case"] for row in own}), "summary": summary}
             found.setdefault(field, {})[kind] = told
     return found

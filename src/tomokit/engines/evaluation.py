@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +233,9 @@ def attach_classification_scores(
             answers = _answers(task, output, names)
             rows.append(row | answers | tell_promise(promise, answers, names))
 
+    def summarise_kind(own: Sequence[Mapping[str, Any]]) -> Any:
+        return summarise_task(task, own, names)["summary"]
+
     def finish(_: Engine) -> None:
         measures: dict[str, Any] = {"task": TASKS[task], "checkpoint": tell_checkpoint(run_dir, checkpoint)}
         measures |= {"seconds": time.perf_counter() - began, **summarise_task(task, rows, names)}
@@ -241,7 +243,7 @@ def attach_classification_scores(
             kept = score_classes(promise, rows, names) if task == "classes" else score_intervals(promise, rows, "truth")
             measures["promises"] = kept
         if groups := read_subgroups(dataset_dir, list(truths)) if dataset_dir else {}:
-            measures["subgroups"] = summarise_subgroups(rows, groups, partial(summarise_task, task, names=names))
+            measures["subgroups"] = summarise_subgroups(rows, groups, summarise_kind)
         write_scores(run_dir, rows, measures)
         if found := score_rivals(task, cases, labels, rival, feature_models, mask_above, records):
             measures["rivals"] = {name: summarise_task(task, own, names) for name, own in found.items()}

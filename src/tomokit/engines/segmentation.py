@@ -31,6 +31,7 @@ from tomokit.metrics import (
     check_tolerance,
     score_lesions,
     score_segmentation,
+    summarise_cases,
     summarise_lesions,
     summarise_segmentation,
 )
@@ -190,7 +191,7 @@ def _summarise_more(
     for row in rows:
         sizes[row["case"]] = sizes.get(row["case"], 0.0) + row["truth_ml"]
     groups |= {"labelled volume": third} if (third := group_by_size(sizes)) else {}
-    more["subgroups"] = summarise_subgroups(rows, groups, summarise_segmentation)
+    more["subgroups"] = summarise_subgroups(rows, groups, summarise_cases)
     return more
 
 

@@ -1,5 +1,7 @@
 """What TensorBoard shows beside the scalars: overlays, a classifier's errors and curves, the config and settings."""
 
+import logging
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,11 +17,30 @@ from tomokit.engines.settings import tell_scores, tell_settings
 from tomokit.errors import TomokitError
 from tomokit.pictures import draw_counts, overlay_slice
 
+logger = logging.getLogger(__name__)
+
 PICTURE_PIXELS = 480
 PLANES = ("sagittal", "coronal", "axial")  # by the axis (x, y, z) across them
 PAIR_LABELS = {"0": "first is earlier", "1": "changed"}  # of two scans, as `tomokit.pairs.pair_target` orders them
 OUTCOMES = ("found", "missed", "false alarm", "cleared")
 DECIDED = 0.5
+
+
+def open_events(folder: str, first_step: int) -> SummaryWriter:
+    """Return a writer of a run's events; what it wrote from `first_step` on in an earlier training is hidden.
+
+    Where the disk is full, a line says so: TensorBoard writes in a thread, whose traceback would tell users little.
+    """
+    threading.excepthook = _tell_lost_events
+    return SummaryWriter(folder, purge_step=first_step, flush_secs=10)
+
+
+def _tell_lost_events(failed: threading.ExceptHookArgs) -> None:
+    """Log in one line that a thread of TensorBoard can't write; other threads' errors are told as ever."""
+    if isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard."):
+        logger.error("TensorBoard's events are not whole: %s", failed.exc_value)
+    else:
+        threading.__excepthook__(failed)
 
 
 def attach_overlays(evaluator: Engine, trainer: Engine, writer: SummaryWriter) -> None:

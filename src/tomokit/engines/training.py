@@ -19,7 +19,7 @@ from tomokit.engines.checkpoints import TrainingState, WeightAverage, load, save
 from tomokit.engines.hardware import seed_epoch, unwrap
 from tomokit.engines.progress import ProgressBar
 from tomokit.engines.settings import tell_config
-from tomokit.engines.tensorboard import attach_class_plots, attach_overlays, write_config, write_settings
+from tomokit.engines.tensorboard import attach_class_plots, attach_overlays, open_events, write_config, write_settings
 from tomokit.errors import TomokitError
 from tomokit.files import write_json
 from tomokit.memory import keep_freed_memory
@@ -91,7 +91,7 @@ def attach_training(
         logger.info("no validation cases: the weights at the end of the last epoch are used")
         warnings.filterwarnings("ignore", message="`dataloader` is empty")  # MONAI's, in each validation
     if is_main_process():
-        writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=trainer.state.iteration + 1, flush_secs=10)
+        writer = open_events(str(run_dir / "tensorboard"), trainer.state.iteration + 1)
         attach_overlays(evaluator, trainer, writer)
         attach_class_plots(evaluator, trainer, writer, labels, task)
         _attach_files(state, evaluator, run_dir, writer)

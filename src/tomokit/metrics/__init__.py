@@ -18,7 +18,7 @@ from tomokit.metrics.entries import NO_ROWS, NOT_SCORED, Row, entry_of, mean_ent
 from tomokit.metrics.images import psnr, ssim
 from tomokit.metrics.lesions import Froc, froc, mean_sensitivity, score_lesions, summarise_lesions
 from tomokit.metrics.regression import VALUE_MEASURES, summarise_regression
-from tomokit.metrics.segmentation import mean_by_case, score_segmentation, summarise_segmentation
+from tomokit.metrics.segmentation import mean_by_case, score_segmentation, summarise_cases, summarise_segmentation
 from tomokit.metrics.surfaces import SurfaceScores, check_tolerance, compare_surfaces
 from tomokit.metrics.tasks import TASKS, check_task, summarise_task
 
@@ -58,6 +58,7 @@ __all__ = [
     "share_folded",
     "spread_of_volume",
     "ssim",
+    "summarise_cases",
     "summarise_classification",
     "summarise_labels",
     "summarise_lesions",

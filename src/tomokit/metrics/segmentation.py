@@ -88,7 +88,6 @@ def summarise_segmentation(rows: Sequence[Row]) -> dict[str, Any]:
     """
     if not rows:
         raise TomokitError(NO_ROWS.format("scored"))
-    patient_of = {row["case"]: row["patient"] for row in rows}
     measures = [name for name in MEASURES if all(name in row for row in rows)]
     per_class = {}
     for name in dict.fromkeys(row["class"] for row in rows):
@@ -100,11 +99,17 @@ def summarise_segmentation(rows: Sequence[Row]) -> dict[str, Any]:
         }
         absent = len(mine) - len(scored["dice"])
         per_class[name] = own_scores | {"absent_in_both": absent, **_summarise_volumes(mine)}
-    summary = {}
-    for measure in measures:
+    return {"summary": summarise_cases(rows), "per_class": per_class}
+
+
+def summarise_cases(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """Return the mean over cases of each case's mean over its scored structures, for each measure of the rows."""
+    patient_of = {row["case"]: row["patient"] for row in rows}
+    found = {}
+    for measure in (name for name in MEASURES if all(name in row for row in rows)):
         means = mean_by_case(rows, measure)
-        summary[measure] = mean_entry(list(means.values()), [patient_of[case] for case in means])
-    return {"summary": summary, "per_class": per_class}
+        found[measure] = mean_entry(list(means.values()), [patient_of[case] for case in means])
+    return found
 
 
 def _score_surfaces(
@@ -112,11 +117,12 @@ def _score_surfaces(
 ) -> list[dict[str, Any]]:
     """Return the scores of each structure's surface, each looked at within its own box."""
     check_tolerance(tolerance_mm)
-    whole = [array if np.issubdtype(array.dtype, np.integer) else array.astype(np.int32) for array in (predicted, true)]
-    one, two = whole
+    found, there = (
+        array if np.issubdtype(array.dtype, np.integer) else array.astype(np.int32) for array in (predicted, true)
+    )
     return [
-        compare_surfaces(one[box] == value, two[box] == value, spacing, tolerance_mm)._asdict()
-        for value, box in enumerate(label_boxes(one, two, n_values), start=1)
+        compare_surfaces(found[box] == value, there[box] == value, spacing, tolerance_mm)._asdict()
+        for value, box in enumerate(label_boxes(found, there, n_values), start=1)
     ]
 
 

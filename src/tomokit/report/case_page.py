@@ -30,6 +30,7 @@ from tomokit.report.tables import Table
 
 BUNDLES = {"segmentation": "segmentation", "classification": "classification"}
 ERROR_RATE, RISK = 0.1, 0.05
+MOST_PIECES = 10  # of a lesion, the largest, that are told one by one
 UNITS = {"CT": "HU"}
 Content = dict[str, Any]
 
@@ -95,7 +96,10 @@ def _structures(rows: Sequence[Mapping[str, Any]], promise: Promise | None, unit
     lines = []
     for row in rows:
         whole = row["piece"] in ("", None)
-        name = row["structure"] if whole else f"{row['structure']}, piece {row['piece']}"
+        if not whole and int(row["piece"]) > MOST_PIECES:
+            continue
+        more = f", {row['pieces']} pieces" if whole and (row.get("pieces") or 0) > MOST_PIECES else ""
+        name = row["structure"] + more if whole else f"{row['structure']}, piece {row['piece']}"
         if not row["voxels"]:
             lines.append([name, "not found", *["–"] * (len(head) - 1)])
             continue

@@ -88,7 +88,8 @@ def _make_plane(volume: Volume, across: int, name: str, letters: str, window: tu
         grey = scipy.ndimage.zoom(grey, finer, order=1, mode="nearest", grid_mode=True)
         filled, lines = (_enlarge(np.take(array, place, axis=across), finer) for array in volume[1:3][::-1])
         pictures.append(encode(overlay_slice(grey, filled, lines, window), (width, height)))
-    counts = [int(np.take(found, place, axis=across).sum()) for place in places]
+    shown = volume.truth > 0 if volume.truth.any() else found
+    counts = [int(np.take(shown, place, axis=across).sum()) for place in places]
     most = int(np.argmax(counts)) if found.any() else len(places) // 2
     millimetres = [round(place * volume.spacing[across], 1) for place in places]
     return Plane(name, letters, pictures, millimetres, most, width, height)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from tomokit.errors import TomokitError
 from tomokit.report.content import Finished, number
-from tomokit.statistics import compare_means, coverage_note, delong
+from tomokit.statistics import compare_means, coverage_note, delong, rank_methods
 
 # how scores are called; one that is not here is called by its key
 TITLES = {
@@ -247,6 +247,8 @@ def _differences(runs: Sequence[Finished]) -> Iterator[Table]:
         )
     if first.task == "segmentation":
         yield _dice_differences(first, others)
+        if len(runs) > 2:
+            yield from _ranking(runs)
     elif first.task == "classification":
         yield _auc_differences(first, others)
 
@@ -268,6 +270,18 @@ def _dice_differences(first: Finished, others: Sequence[Finished]) -> Table:
     head = ["beside", "cases", f"mean Dice, {first.name} − it", "p", f"{first.name} is"]
     note = "Paired bootstrap by patient; p by Wilcoxon's signed ranks, of each patient's mean."
     return Table("Is the difference more than chance?", head, rows, note)
+
+
+def _ranking(runs: Sequence[Finished]) -> Iterator[Table]:
+    """Yield the runs by their mean Dice on the cases that all of them scored, where there are such."""
+    scores = {run.name: _case_scores(run) for run in runs}
+    shared = [case for case in scores[runs[0].name] if all(case in own for own in scores.values())]
+    if not shared or len(scores) < len(runs):
+        return
+    patients = [scores[runs[0].name][case][0] for case in shared]
+    found = rank_methods({name: [own[case][1] for case in shared] for name, own in scores.items()}, patients)
+    rows = [[name, f"{own.mean:g}", f"{own.low:g} to {own.high:g}" if own.low else "–"] for name, own in found.items()]
+    yield Table("Ranking", ["run", "rank", "95 %"], rows, f"By the mean Dice of {len(shared)} cases that all scored.")
 
 
 def _auc_differences(first: Finished, others: Sequence[Finished]) -> Table:
