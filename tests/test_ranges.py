@@ -100,13 +100,14 @@ def test_of_many_cases_the_voxels_of_a_part_are_read(three, monkeypatch):
 
 def test_each_modality_has_its_own_intensities(make_case):
     a, b, c = (make_case(name, high=high)["image"] for name, high in (("a", 100), ("b", 200), ("c", 900)))
-    found = describe_range([{"image": [a, None, None]}, {"image": [b, c, None]}], ["T1", "T2", "PET"])
+    found = describe_range([{"image": [a, None, None]}, {"image": [b, c, None]}], ["T1", "CT", "PET"])
     first, second, third = found["intensity"]
     assert first["p99"] == pytest.approx([98, 196], abs=1) and second["p99"] == pytest.approx([882] * 2, abs=5)
     assert third is None
     assert find_outside(found, [None, c, a]) == []
-    assert find_outside(found, [c, c, None]) == [
-        "99th percentile of the intensities (T1) is 881.4, in training 97.81 to 195.8"
+    assert find_outside(found, [c, c, None]) == []  # of an MRI they have no scale
+    assert find_outside(found, [c, a, None]) == [
+        "99th percentile of the intensities (CT) is 97.81 HU, in training 881.4 HU"
     ]
 
 

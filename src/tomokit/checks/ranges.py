@@ -21,6 +21,7 @@ from tomokit.reading import read_scan
 from tomokit.volumes import read_header
 
 FILE = "range.json"
+SCALED = "CT"  # the modality whose intensities mean the same in every scan
 MARGIN = 0.1  # of the range, which a new scan may lie outside of it
 LEAST_MARGIN = 0.05  # of a grid's largest value, or of all the intensities: training cases may all be alike
 MOST_READ = 50  # images whose voxels are read, where the check before training has not
@@ -115,7 +116,8 @@ def find_outside(known: Range, image: Image) -> list[str]:
     """Return a sentence for each quantity of a new scan that lies outside the training cases' range; none outside it.
 
     A tenth of the range is a margin on either side, at least 5 % of its largest value, of intensities at least 5 % of
-    what lies between the lowest and the highest percentile of all training cases.
+    what lies between the lowest and the highest percentile of all training cases. Intensities are compared of CT alone:
+    those of MRI have no scale, so that every fifth scan of a set was outside the range of others of the same set.
 
     Args:
         known: the range, as `read_range` returns it.
@@ -136,12 +138,11 @@ def find_outside(known: Range, image: Image) -> list[str]:
             least = LEAST_MARGIN * max(map(abs, limits))
             told += _compare(f"{words} along {axis}", value, limits, least, unit)
     for kind, own, limits in zip(kinds, facts.intensities, known["intensity"], strict=True):
-        if own is None or limits is None:
+        if own is None or limits is None or kind.upper() != SCALED:
             continue  # absent here, or in all training cases
         least = LEAST_MARGIN * (limits["p99"][1] - limits["p01"][0])
         for name, words in INTENSITIES.items():
-            unit = " HU" if kind.upper() == "CT" else ""
-            told += _compare(f"{words} of the intensities ({kind})", own[name], limits[name], least, unit)
+            told += _compare(f"{words} of the intensities ({kind})", own[name], limits[name], least, " HU")
     return told
 
 
