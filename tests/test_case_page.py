@@ -75,6 +75,7 @@ def test_a_page_of_a_classified_scan(classified):
 
 def test_the_reports_of_both_runs_hold_their_parts(segmented, classified):
     page = write_report([segmented[0]]).read_text()
+    assert "the interval is endless" in page  # of a single validation case
     for told in ("NSD", "HD95, mm", "Lesions, one by one", "By labelled volume", "worst", "volume bias, ml"):
         assert told in page, told
     page = write_report([classified[0]]).read_text()
@@ -112,6 +113,8 @@ def test_an_interval_stands_beside_a_volume():
     promise = Promise("segmentation", 20, 0.1, 0.05, reach={"spleen": 0.5})
     table = _structures([row | sizes], promise, "HU")
     assert table.rows == [["spleen", "0.99", "0.49 to 1.49", "10.0", "8.0", "12.0", "1, 2, 3", "40 ± 5"]]
+    endless = _structures([row | sizes], promise._replace(reach={"spleen": float("inf")}), "HU")
+    assert endless.rows[0][2] == "too few validation cases" and endless.note == ""
     many = [row | sizes | {"pieces": 12}, *(row | sizes | {"piece": number} for number in range(1, 13))]
     names = [line[0] for line in _structures(many, promise, "HU").rows]
     assert names == ["spleen, 12 pieces", *(f"spleen, piece {number}" for number in range(1, 11))]

@@ -85,7 +85,7 @@ def _segmented(entry: Mapping[str, Any], settings: Mapping[str, Any], run: Path,
         "tables": [_structures(rows, promise, unit)],
         "reasons": list(_doubts(rows, promise, find_lesions(settings["labels"]))),
         "viewer": viewer,
-        "promised": promise is not None,
+        "promised": promise is not None and _is_finite(promise),
         "facts": _facts(entry, image.shape, affine),
     }
 
@@ -107,11 +107,16 @@ def _structures(rows: Sequence[Mapping[str, Any]], promise: Promise | None, unit
         sizes = [f"{row[key]:.1f}" for key in ("axial_longest_mm", "axial_short_mm", "longest_diameter_mm")]
         centre = ", ".join(f"{place:.0f}" for place in row["centre_mm"])
         lines.append([name, f"{row['volume_ml']:.2f}", told, *sizes, centre, _density(row, unit)])
-    note = "" if promise is None else (
-        f"The interval holds the true volume in {1 - promise.error_rate:.0%} of such scans, by {promise.cases} "
-        "validation cases."
-    )  # fmt: skip
+    note = ""
+    if promise is not None and _is_finite(promise):
+        held = f"{1 - promise.error_rate:.0%}"
+        note = f"The interval holds the true volume in {held} of such scans, by {promise.cases} validation cases."
     return Table("Findings", [*head, f"density{f', {unit}' if unit else ''}"], lines, note)
+
+
+def _is_finite(promise: Promise) -> bool:
+    """Return whether the validation cases sufficed for an interval of every structure."""
+    return all(map(math.isfinite, promise.reach.values()))
 
 
 def _interval(promise: Promise | None, row: Mapping[str, Any]) -> str:
