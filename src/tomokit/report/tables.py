@@ -200,7 +200,7 @@ def _promises(run: Finished) -> Table | None:
         "validation cases, which also chose the epoch, so that a little less is to be expected."
     )
     if any("covered" in own and not {"width", "width_ml", "set_size"} & own.keys() for own in blocks.values()):
-        note += " Where no width is told, these are too few: the interval is endless, and that it holds the truth is no merit."
+        note += " Where no width is told, these are too few: the interval is endless, so that it must hold the truth."
     if "risk" in told:
         note += f" Referred to a human is what can't be answered with at most {told['risk']:.0%} wrong."
     return Table("What is promised of new cases, and was it kept?", ["", *map(title_of, keys)], rows, note)
