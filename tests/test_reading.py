@@ -1,5 +1,6 @@
 """A scan is the same whatever format it is in."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from monai.transforms import LoadImaged
 from tomokit.errors import TomokitError
 from tomokit.inference import ReadAhead
 from tomokit.reading import ScanReader, read_scan
-from tomokit.volumes import itk_image
+from tomokit.volumes import READ_CHUNK, itk_image
 
 SHAPE = (12, 10, 8)
 
@@ -30,6 +31,17 @@ def test_nifti_is_read_as_monai_reads_it(codes, dtype, write_volume):
     assert (ours == monai).all() and np.allclose(ours.affine, monai.affine)
     for key in ("original_affine", "spatial_shape"):
         assert np.allclose(ours.meta[key], monai.meta[key])
+
+
+def test_voxels_are_held_once_while_they_are_read_and_once_more_as_float32(write_volume):
+    shape = (160, 150, 140)
+    path = write_volume("scan.nii.gz", np.random.default_rng(0).integers(-9, 9, shape).astype(np.int16))
+    for read, each in ((read_scan, 2), (lambda path: load(path, ScanReader()), 2 + 4)):
+        tracemalloc.start()
+        read(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1.1 * each * np.prod(shape) + 2 * READ_CHUNK
 
 
 @pytest.mark.parametrize("suffix", [".mha", ".nrrd", ".mhd"])

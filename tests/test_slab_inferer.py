@@ -293,7 +293,7 @@ def test_strips_of_a_slab_change_nothing(small_unet, monkeypatch, write_volume):
     _, _, image = load(source, (1.3, 1.1, 1.2))
     whole = SlabInferer((16, 16, 16), grid="source")(image, small_unet)
     needed = []
-    monkeypatch.setattr(module, "free_memory", lambda: 11e6)
+    monkeypatch.setattr(module, "free_memory", lambda wanted: 11e6)
     monkeypatch.setattr(module, "strip_bytes", lambda *args: needed.append(args[2]) or args[2] * 2e5)
     strips = SlabInferer((16, 16, 16), grid="source")(image, small_unet)
     assert needed[-1] < 0.6 * needed[0]  # several strips
@@ -637,7 +637,7 @@ def test_a_network_that_gives_no_logits_of_its_window_is_refused():
 
 
 def test_a_volume_too_large_for_the_memory_is_refused_in_one_line(smooth_network, monkeypatch):
-    monkeypatch.setattr(module, "free_memory", lambda: 1000)
+    monkeypatch.setattr(module, "free_memory", lambda wanted: 1000)
     with pytest.raises(TomokitError, match=r"free memory \(1e-06 GB\) does not suffice for windows of 16×16×16"):
         SlabInferer((16, 16, 16))(torch.zeros(1, 1, 40, 40, 40), smooth_network)
 

@@ -10,7 +10,7 @@ from tomokit.inference.boxes import whole_box
 from tomokit.inference.calling import Probe
 from tomokit.inference.fields import make_field, strip_bytes
 from tomokit.inference.grids import same_grid
-from tomokit.inference.reducing import EDGE
+from tomokit.inference.reducing import block_edge
 from tomokit.inference.slabs import open_slices, sum_slabs
 from tomokit.inference.windows import Windows, place_windows
 
@@ -62,7 +62,7 @@ def test_the_sums_take_the_memory_that_is_planned_for(monkeypatch):
     for low, high in ((0, 59), (10, 20)):
         held.clear()
         list(sum_slabs(field.image, network, 2, field.windows, (low, high + 1), 1))
-        bars = 4 * 2 * 2 * (EDGE + 1) ** 2 * 40
+        bars = 4 * 2 * 2 * (block_edge(2) + 1) ** 2 * 40
         assert 4 * sum(held) == strip_bytes(field, Probe(0, "", 2, 0), high - low) - bars
 
 

@@ -8,6 +8,7 @@ from grids import oblique_affine
 from monai.data import MetaTensor
 from monai.transforms import Spacingd
 
+from tomokit import spacing
 from tomokit.errors import TomokitError
 from tomokit.spacing import SeparableSpacingd
 
@@ -18,16 +19,23 @@ def volume(shape, affine, channels=1):
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
-@pytest.mark.parametrize("spacing", [(2.13, 2.13, 2.13), (0.7, 3.0, 1.4), (1.5, 1.5, 3.0), 1.13])
+@pytest.mark.parametrize("pixdim", [(2.13, 2.13, 2.13), (0.7, 3.0, 1.4), (1.5, 1.5, 3.0), 1.13])
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR"])
-def test_grid_and_values_are_those_of_monai(codes, spacing, mode):
+def test_grid_and_values_are_those_of_monai(codes, pixdim, mode):
     image = volume((30, 26, 22), oblique_affine(codes, (30, 26, 22)), channels=2)
-    monai = Spacingd("image", spacing, mode=mode)({"image": image})["image"]
-    ours = SeparableSpacingd("image", spacing, mode)({"image": image})["image"]
+    monai = Spacingd("image", pixdim, mode=mode)({"image": image})["image"]
+    ours = SeparableSpacingd("image", pixdim, mode)({"image": image})["image"]
     assert ours.shape == monai.shape and ours.dtype == torch.float32
     assert torch.allclose(ours.affine, monai.affine, atol=1e-9)
     different = (ours.as_tensor() - monai.as_tensor()).abs() > 1e-4
     assert not different.any()
+
+
+def test_a_volume_of_many_blocks_has_the_same_values(monkeypatch):
+    image = volume((30, 26, 22), oblique_affine("LPS", (30, 26, 22)), channels=2)
+    whole = SeparableSpacingd("image", (0.7, 3.0, 1.4))({"image": image})["image"]
+    monkeypatch.setattr(spacing, "BLOCK_VOXELS", 5000)
+    assert torch.equal(SeparableSpacingd("image", (0.7, 3.0, 1.4))({"image": image})["image"], whole)
 
 
 def test_between_two_voxels_the_later_one_is_the_nearest():

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import math
 import os
 import platform
 from pathlib import Path
@@ -44,15 +45,26 @@ def _glibc() -> Any:
     return ctypes.CDLL(None)
 
 
-def free_memory(group_file: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+def free_memory(
+    group_file: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup"), wanted: float = math.inf
+) -> int:
     """Return the bytes that this process may still take: of the machine, of its control groups, of `ulimit -v`.
 
-    Freed blocks that the C library keeps go back to the system first.
+    Freed blocks that the C library keeps go back to the system first where less than `wanted` bytes are free: what
+    comes next must take them anew.
     Processes that train together on this machine (`LOCAL_WORLD_SIZE`) share it. `group_file` names the process's
     control groups, whose limits stand under `groups` (Linux).
     """
-    if library := _glibc():
+    free = _free_now(group_file, groups)
+    library = _glibc()
+    if free < wanted and library:
         library.malloc_trim(0)
+        free = _free_now(group_file, groups)
+    return free
+
+
+def _free_now(group_file: Path, groups: Path) -> int:
+    """Return the bytes that this process may still take as it stands."""
     lines = group_file.read_text().splitlines() if group_file.is_file() else []
     limits = [left for line in lines for left in _free_in_groups(line, groups)]
     free = min([int(psutil.virtual_memory().available), *limits, *_free_addresses()])

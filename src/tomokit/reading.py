@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys
+from numpy.typing import NDArray
 
 from tomokit.dicom import find_series, read_series
 from tomokit.errors import TomokitError
@@ -26,53 +27,54 @@ class ScanReader(ImageReader):
         """Return that any file may be tried: what can't be read is told when it is."""
         return True
 
-    def read(self, data: Any, **kwargs: Any) -> list[Volume] | Exception:
-        """Return the volumes of a path, or of several, the channels of one case; or what keeps them from being read.
+    def read(self, data: Any, **kwargs: Any) -> list[Any]:
+        """Return a path, or several, the channels of one case, as a list: `get_data` reads them.
 
         MONAI passes over an error of this method and tries its other readers, which take more than is right: two DICOM
-        series as one, channels of two grids. So the error is raised by `get_data`.
+        series as one, channels of two grids. And it holds what this method returns beside what `get_data` makes of it.
         """
-        paths = [data] if isinstance(data, str | Path) else list(data)
-        try:
-            return _on_one_grid(paths, [read_scan(path) for path in paths])
-        except Exception as error:  # whatever it is, it is raised by `get_data`
-            return error
+        return [data] if isinstance(data, str | Path) else list(data)
 
-    def get_data(self, img: Sequence[Volume] | Exception) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return the voxels, of several volumes as the first axis, and the first one's grid.
+    def get_data(self, img: Sequence[Any]) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Return the voxels of paths, of several as the first axis, and the first one's grid.
+
+        They are float32 in C order, as MONAI's `LoadImaged` makes them by default, which holds a second copy to do so.
 
         Raises:
-            TomokitError: when a path could not be read, is a folder without exactly one DICOM series, or several lie on
-                two grids.
+            TomokitError: when a path can't be read, is a folder without exactly one DICOM series, or several lie on two
+                grids.
         """
-        if isinstance(img, Exception):
-            raise img
-        first = img[0]
-        several, channels = len(img) > 1, first.array.ndim == 4
-        array = np.stack([volume.array for volume in img]) if several else first.array
-        place: float = 0 if several else -1 if channels else float("nan")
+        first = read_scan(img[0])
+        affine, shape = first.affine, first.array.shape
+        array = _as_float32(first)
+        if len(img) > 1:
+            array = np.stack([array, *(_as_float32(_on_grid(path, img[0], affine, shape)) for path in img[1:])])
+        place: float = 0 if len(img) > 1 else -1 if len(shape) == 4 else float("nan")
         meta = {
-            MetaKeys.AFFINE: first.affine.copy(),
-            MetaKeys.ORIGINAL_AFFINE: first.affine.copy(),
-            MetaKeys.SPATIAL_SHAPE: np.array(first.array.shape[:3]),
+            MetaKeys.AFFINE: affine.copy(),
+            MetaKeys.ORIGINAL_AFFINE: affine.copy(),
+            MetaKeys.SPATIAL_SHAPE: np.array(shape[:3]),
             MetaKeys.SPACE: SpaceKeys.RAS,
             MetaKeys.ORIGINAL_CHANNEL_DIM: place,
         }
         return array, {str(key.value): value for key, value in meta.items()}
 
 
-def _on_one_grid(paths: Sequence[str | Path], volumes: list[Volume]) -> list[Volume]:
-    """Return the channels of one case when they lie on one grid.
+def _as_float32(volume: Volume) -> NDArray[np.float32]:
+    """Return a volume's voxels as float32 in C order."""
+    return np.ascontiguousarray(volume.array, np.float32)
+
+
+def _on_grid(path: Any, first: Any, affine: NDArray[np.float64], shape: Sequence[int]) -> Volume:
+    """Return the volume of a path that lies on the grid of the case's first one.
 
     Raises:
-        TomokitError: when they don't.
+        TomokitError: when it doesn't.
     """
-    first = volumes[0]
-    for path, volume in zip(paths[1:], volumes[1:], strict=True):
-        grids = (first.affine, first.array.shape[:3], volume.affine, volume.array.shape[:3])
-        if difference := grid_difference(*grids):
-            raise TomokitError(f"{paths[0]} and {path} lie on two grids: {difference}; bring them to one first")
-    return volumes
+    volume = read_scan(path)
+    if difference := grid_difference(affine, shape[:3], volume.affine, volume.array.shape[:3]):
+        raise TomokitError(f"{first} and {path} lie on two grids: {difference}; bring them to one first")
+    return volume
 
 
 def read_scan(path: str | Path) -> Volume:

@@ -16,6 +16,7 @@ from torch import Tensor
 from tomokit.errors import TomokitError
 
 MODES = ("bilinear", "nearest")
+BLOCK_VOXELS = 1 << 24  # resampled at once: larger blocks than glibc keeps when they are freed
 MOST_LEAN = 0.1  # voxels that one grid's whole length may lean along another axis of the other
 
 
@@ -129,4 +130,9 @@ def _along(values: Tensor, axis: int, places: NDArray[np.float64], mode: str) ->
     part = torch.from_numpy((places - low).astype(np.float32)).to(values.device).view(shape)
     indices = [torch.from_numpy(index).to(values.device) for index in (low, high)]
     result = values.index_select(axis, indices[0])
-    return result.lerp_(values.index_select(axis, indices[1]), part)
+    block = max(1, BLOCK_VOXELS * result.shape[axis] // result.numel())
+    for first in range(0, len(places), block):  # the other neighbours take the memory of a block, not of a volume
+        rows = slice(first, first + block)
+        there, length = result.narrow(axis, first, len(low[rows])), part.narrow(axis, first, len(low[rows]))
+        there.lerp_(values.index_select(axis, indices[1][rows]), length)
+    return result

@@ -254,7 +254,19 @@ def _is_scaled(image: nibabel.Nifti1Image) -> bool:
 
 def _open(path: Path) -> Any:
     """Return a stream of a file's bytes, decompressed by its name."""
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
+    return _GzipFile(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+class _GzipFile(gzip.GzipFile):
+    """A compressed file that is read into an array piece by piece; Python's holds a second copy of all that is read."""
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, and return how many bytes there were."""
+        view, done = memoryview(buffer).cast("B"), 0
+        while part := self.read(min(READ_CHUNK, len(view) - done)):
+            view[done : done + len(part)] = part
+            done += len(part)
+        return done
 
 
 def _check_affine(path: Path, affine: ArrayLike) -> NDArray[np.float64]:

@@ -42,6 +42,7 @@ def attach_inference(
     Raises:
         TomokitError: when a result would be written over its source, or `range.json` is malformed.
     """
+    evaluator.network.eval()  # once; MONAI's evaluator does, and undoes it, with each batch
     for entry in evaluator.data_loader.dataset.data:
         source = Path(first_image(entry["image"]))
         if source.parent.resolve() == Path(output_dir).resolve():

@@ -31,9 +31,10 @@ def set_seed(seed: int, deterministic: bool, device: str | torch.device) -> str:
     cuda = torch.device(device).type == "cuda"
     if deterministic and cuda:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    set_determinism(seed, use_deterministic_algorithms=deterministic)
+    set_determinism(seed)
+    # as `torch.use_deterministic_algorithms`, which takes a second to import the compiler
+    torch.set_deterministic_debug_mode(("warn" if cuda else "error") if deterministic else "default")
     if deterministic:
-        torch.use_deterministic_algorithms(True, warn_only=cuda)
         # a debugging aid that costs 10 % of a step; torch's stubs lack it
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     level = describe_determinism(deterministic, device)

@@ -33,11 +33,10 @@ def find_body(image: Tensor, spacing: Sequence[float]) -> Box:
     """
     shape = image.shape[1:]
     steps = [max(1, length // MOST_SAMPLES) for length in shape]
-    samples = image[(slice(None), *(slice(None, None, step) for step in steps))].float()
-    ends = torch.tensor(LIMITS, device=samples.device)
-    limits = torch.stack([torch.quantile(channel.flatten()[:: _thin(channel)], ends) for channel in samples])
-    level = limits[:, 0] + LEVEL * (limits[:, 1] - limits[:, 0])
-    body = (samples > level.view(-1, *[1] * len(shape))).any(0).cpu()
+    samples = image[(slice(None), *(slice(None, None, step) for step in steps))].float().cpu()
+    low, high = np.quantile(samples.flatten(1).numpy(), LIMITS, axis=1)  # torch's sorts, and takes ten times as long
+    level = torch.from_numpy(low + LEVEL * (high - low)).view(-1, *[1] * len(shape))
+    body = (samples > level).any(0)
     box = []
     for axis, (length, step, edge) in enumerate(zip(shape, steps, spacing[: len(shape)], strict=True)):
         others = [other for other in range(body.ndim) if other != axis]
@@ -48,11 +47,6 @@ def find_body(image: Tensor, spacing: Sequence[float]) -> Box:
         low, high = int(held[0]) * step - step - margin, (int(held[-1]) + 1) * step + margin
         box.append((max(0, low), min(length, high)))
     return tuple(box)
-
-
-def _thin(channel: Tensor) -> int:
-    """Return the step that leaves at most a million samples: `torch.quantile` takes no more than 16 million."""
-    return max(1, channel.numel() // 1_000_000)
 
 
 def widen(box: Box, size: Sequence[int], shape: Sequence[int]) -> Box:

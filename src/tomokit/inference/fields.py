@@ -14,7 +14,7 @@ from tomokit.errors import TomokitError
 from tomokit.inference.boxes import Box
 from tomokit.inference.calling import Probe
 from tomokit.inference.grids import Axis
-from tomokit.inference.reducing import EDGE
+from tomokit.inference.reducing import block_edge
 from tomokit.inference.slabs import open_slices
 from tomokit.inference.windows import Windows, place_windows
 from tomokit.memory import free_memory
@@ -77,21 +77,22 @@ def cut_strips(field: Field, probe: Probe, batch: int) -> list[tuple[int, int]]:
         TomokitError: when not even the narrowest strip fits.
     """
     low, high = field.nodes[1]
-    free = SHARE * _free_on(field.image.device)
+    whole = strip_bytes(field, probe, high - low) + probe.activations * batch
+    free = SHARE * _free_on(field.image.device, whole / SHARE)
     count = 1
     while strip_bytes(field, probe, math.ceil((high - low) / count)) + probe.activations * batch > free:
         count *= 2
-        if (high - low) / count < EDGE:
+        if (high - low) / count < block_edge(probe.classes):
             size = [field.windows.size[field.order.index(axis)] for axis in range(3)]
             raise TomokitError(too_little(size, field.image.device))
     edges = [low + (high - low) * number // count for number in range(count + 1)]
     return list(itertools.pairwise(edges))
 
 
-def _free_on(device: torch.device) -> int:
-    """Return the bytes that are free on a device; what torch keeps for itself on a GPU is free too."""
+def _free_on(device: torch.device, wanted: float = math.inf) -> int:
+    """Return the bytes that are free on a device, as `free_memory` does; what torch keeps on a GPU is free too."""
     if device.type == "cpu":
-        return free_memory()
+        return free_memory(wanted=wanted)
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0]) + kept
 
@@ -101,7 +102,7 @@ def strip_bytes(field: Field, probe: Probe, second: int) -> int:
     depth, width = field.windows.size[:2]
     third = field.image.shape[3]
     sums = (depth + 1) * (min(width, second + 1) + 1) + open_slices(field.windows) * (second + 1)
-    bars = (2 * probe.features + 3 * probe.classes) * (EDGE + 1) ** 2
+    bars = (2 * probe.features + 3 * probe.classes) * (block_edge(probe.classes) + 1) ** 2
     return 4 * (probe.features * sums + bars) * third
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from tomokit.inference.fields import Field
 from tomokit.inference.grids import stretches
 from tomokit.inference.heads import apply_head
-from tomokit.inference.reducing import EDGE, BlockReducer
+from tomokit.inference.reducing import BlockReducer, block_edge
 from tomokit.inference.slabs import Finished
 
 
@@ -19,12 +19,12 @@ def reduce_part(
     fresh = not (part.carried[0] and low == part.first[0])
     if high < low or (high == low and not fresh):
         return
-    third = field.nodes[2]
-    along = stretches(field.places[2], *third, EDGE, nearest, True)
+    third, edge = field.nodes[2], block_edge(len(reducer.values))
+    along = stretches(field.places[2], *third, edge, nearest, True)
     if not along:
         return
-    for one in stretches(field.places[0], low, high, EDGE, nearest, fresh):
-        for two in stretches(field.places[1], *columns, EDGE, nearest, first_strip and not part.carried[1]):
+    for one in stretches(field.places[0], low, high, edge, nearest, fresh):
+        for two in stretches(field.places[1], *columns, edge, nearest, first_strip and not part.carried[1]):
             logits = part_logits(part, field, (one.nodes, two.nodes, (third[0], third[1] + 1)), head)
             reducer.reduce_bar(logits, (one, two), along, third[0])
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from tomokit.errors import TomokitError
 from tomokit.inference.grids import Stretch
 
-EDGE = 16  # cells of a block along each axis
+EDGE, LARGE_EDGE = 16, 32  # cells of a block along each axis
+FEW = 8  # classes of which none is left out in most blocks: larger ones take fewer calls
 ENTROPY, CONFIDENCE, VARIANCE = "entropy", "confidence", "variance"
 NEGLIGIBLE = 16.0  # logits below the largest: a probability of 1e-7, which no map of steps of 1/255 shows
 
@@ -18,6 +19,11 @@ NEGLIGIBLE = 16.0  # logits below the largest: a probability of 1e-7, which no m
 def label_dtype(values: Sequence[int]) -> torch.dtype:
     """Return the smallest type for these labels: uint8, or int32 beyond 255."""
     return torch.uint8 if max(values) < 256 else torch.int32
+
+
+def block_edge(classes: int) -> int:
+    """Return the cells of a block along each axis."""
+    return LARGE_EDGE if classes <= FEW else EDGE
 
 
 class Map(NamedTuple):
