@@ -39,6 +39,7 @@ from tomokit.records import (
     read_text,
     write_records,
 )
+from tomokit.report import write_case_page
 from tomokit.rivals.histogram_tasks import PENALTIES
 from tomokit.rivals.record import score_record
 
@@ -495,6 +496,10 @@ def test_later_stages_read_the_file_and_need_no_training_cases(run, data, tmp_pa
     assert [row["p_ill"] for row in answers] == [row["p_ill"] for row in rows]
     follow("fusion", copy, "inference", **nowhere)
     assert [row["p_ill"] for row in read_table(copy / "inference" / "classes.csv")] != [row["p_ill"] for row in rows]
+    scan, place = str(scans / f"{rows[0]['case']}.nii.gz"), tmp_path / "page.html"
+    page = write_case_page(scan, copy, "fusion", tmp_path / "table.json", place).read_text()
+    assert "table.json" in page and f"{float(rows[0]['p_ill']):.3f}" in page
+    assert f"{float(rows[0]['p_ill']):.3f}" not in write_case_page(scan, copy, "fusion", out=place).read_text()
     fitted = read_records(copy)
     fitted["fields"][0]["mean"] += 1e3
     write_records(copy, fitted)

@@ -221,6 +221,9 @@ def report(
     bundle: Annotated[
         str | None, typer.Option(help="With --case: the bundle of the run, if not its task's own.")
     ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="With --case: the patient's record, CSV or JSON, where the run takes one.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The page; report.html in the run's folder.")] = None,
 ) -> None:
     """Print a run's scores with their intervals and write its page; several runs stand side by side."""
@@ -230,9 +233,9 @@ def report(
     if case is not None:
         if run is None or runs:
             raise TomokitError("`--case SCAN` needs `--run RUN`, and no other run")
-        print(f"page: {write_case_page(case, run, bundle, out)}")
+        print(f"page: {write_case_page(case, run, bundle, table, out)}")
         return
-    if not runs or run is not None or bundle is not None:
+    if not runs or any(option is not None for option in (run, bundle, table)):
         raise TomokitError("give the folders of runs, or `--case SCAN --run RUN`")
     for folder in runs:
         print_run(folder)

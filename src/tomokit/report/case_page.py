@@ -36,7 +36,11 @@ Content = dict[str, Any]
 
 
 def write_case_page(
-    case: str | Path, run: str | Path, bundle: str | None = None, out: str | Path | None = None
+    case: str | Path,
+    run: str | Path,
+    bundle: str | None = None,
+    table: str | Path | None = None,
+    out: str | Path | None = None,
 ) -> Path:
     """Return the page on a new scan that was written, `<run>/inference/<case>.html` or `out`.
 
@@ -44,6 +48,7 @@ def write_case_page(
         case: a scan of any format that inference takes; a picture where the run was trained on pictures.
         run: the folder of a trained and evaluated run.
         bundle: the name or folder of the bundle that it was trained with; by default that of its task.
+        table: the patient's record, where the run takes one; without it the whole record counts as missing.
         out: another file.
 
     Raises:
@@ -62,9 +67,12 @@ def write_case_page(
     with tempfile.TemporaryDirectory() as made:
         files = [str(config), str(find_bundle(bundle or BUNDLES[task]) / "configs" / "inference.yaml")]
         given = {"input": [str(case)], "output_dir": made, "run_dir": str(run)}
+        given |= {} if table is None else {"table": str(table)}
         monai.bundle.run(config_file=files, **given)
         make = _segmented if task == "segmentation" else _classified
         content = make(entry, settings, run, Path(made))
+    if table is not None:
+        content["facts"].append(("record", Path(table).name))
     outside = read_range(run)
     if outside is not None:
         content["reasons"] = [*content["reasons"], *find_outside(outside, entry["image"])]
