@@ -52,7 +52,8 @@ def test_a_page_of_a_segmented_scan(segmented, tmp_path):
     for told in ("Findings", "liver", "spleen", "lesion", "ml, promised", "HU", "axial", "Refer to a human"):
         assert told in page, told
     assert page.count('type="range"') == 3
-    assert not list(run.glob("inference/*.nii.gz"))  # only the page is kept
+    assert nibabel.load(tmp_path / "page_files" / image.name).shape == nibabel.load(image).shape
+    assert not list(run.glob("inference/*"))
 
 
 def test_a_scan_outside_the_training_range_is_named(segmented, tmp_path):

@@ -1,7 +1,6 @@
 """The page of one new scan: what a run finds in it, how sure that is, and why a human should look."""
 
 import math
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +43,8 @@ def write_case_page(
 ) -> Path:
     """Return the page on a new scan that was written, `<run>/inference/<case>.html` or `out`.
 
+    What the run found, a label map or a table, is kept beside it, in `<page>_files`.
+
     Args:
         case: a scan of any format that inference takes; a picture where the run was trained on pictures.
         run: the folder of a trained and evaluated run.
@@ -64,13 +65,13 @@ def write_case_page(
     settings = read_config(config)
     entry = list_images([str(case)], len(settings["modality"]), pictures=task == "classification")[0]
     path = Path(out) if out is not None else run / "inference" / f"{entry['case']}.html"
-    with tempfile.TemporaryDirectory() as made:
-        files = [str(config), str(find_bundle(bundle or BUNDLES[task]) / "configs" / "inference.yaml")]
-        given = {"input": [str(case)], "output_dir": made, "run_dir": str(run)}
-        given |= {} if table is None else {"table": str(table)}
-        monai.bundle.run(config_file=files, **given)
-        make = _segmented if task == "segmentation" else _classified
-        content = make(entry, settings, run, Path(made))
+    made = path.with_name(f"{path.stem}_files")
+    files = [str(config), str(find_bundle(bundle or BUNDLES[task]) / "configs" / "inference.yaml")]
+    given = {"input": [str(case)], "output_dir": str(made), "run_dir": str(run)}
+    given |= {} if table is None else {"table": str(table)}
+    monai.bundle.run(config_file=files, **given)
+    make = _segmented if task == "segmentation" else _classified
+    content = make(entry, settings, run, made)
     if table is not None:
         content["facts"].append(("record", Path(table).name))
     outside = read_range(run)
