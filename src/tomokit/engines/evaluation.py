@@ -18,6 +18,7 @@ from tomokit.errors import TomokitError
 from tomokit.files import read_json, write_json, write_table
 from tomokit.held_out import Promise, promise_classes, promise_interval, read_promise, score_classes, score_intervals
 from tomokit.inference import WritePredictiond, finish_writing, first_image
+from tomokit.memory import keep_freed_memory
 from tomokit.metrics import TASKS, check_task, summarise_task
 from tomokit.runs import is_main_process, peak_memory_gb
 from tomokit.subgroups import read_subgroups, summarise_subgroups
@@ -43,7 +44,10 @@ def attach_inference(
         TomokitError: when a result would be written over its source, or `range.json` is malformed.
     """
     evaluator.network.eval()  # once; MONAI's evaluator does, and undoes it, with each batch
-    for entry in evaluator.data_loader.dataset.data:
+    entries = evaluator.data_loader.dataset.data
+    if len(entries) > 1:  # the next scan is read ahead, which takes more than what is kept
+        keep_freed_memory()
+    for entry in entries:
         source = Path(first_image(entry["image"]))
         if source.parent.resolve() == Path(output_dir).resolve():
             raise TomokitError(f"output_dir {output_dir} holds the input {source.name}; give another `output_dir`")
