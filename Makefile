@@ -127,8 +127,8 @@ lint: $(VENV)/.installed-dev  ## check style
 types: $(VENV)/.installed-dev  ## check types
 	$(BIN)/mypy
 
-notebooks: $(VENV)/.installed-dev  ## run every notebook as committed
-	$(BIN)/python -m pytest tests/test_notebooks.py $(ARGS)
+notebooks: $(VENV)/.installed-dev  ## run every notebook as committed, print the seconds of each
+	TOMOKIT_NOTEBOOKS=all $(BIN)/python -m pytest tests/test_notebooks.py -n 0 -v --durations=0 --durations-min=1 $(ARGS)
 
 fuzz: install  ## read damaged files of every format  [COUNT=]
 	$(BIN)/python tests/fuzzing.py --count $(COUNT)
