@@ -296,7 +296,7 @@ def bench(name: str, options: argparse.Namespace) -> None:
         if not new and len(kept) < len(rows):
             print(f"{name}, turn {number + 1}: measured already; to repeat it, delete {folder}")
             continue
-        measured = make_rows(name, read_records(folder, number + 1), about)
+        measured = make_rows(name, read_records(folder, options.repeats), about)
         save_rows(NAME, f"make bench NAME={NAME} FULL=1", kept, measured)
 
 
