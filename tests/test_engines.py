@@ -318,6 +318,17 @@ def test_a_file_that_would_run_code_is_not_loaded(tmp_path):
         load(tmp_path / "absent.pt")
 
 
+def test_weights_that_do_not_fit_into_memory_are_not_called_damaged(tmp_path, monkeypatch):
+    save({}, tmp_path / "best.pt")
+
+    def full(*_arguments, **_options):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 3276800 bytes")
+
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(TomokitError, match=r"the free memory .* does not suffice to load .*best\.pt"):
+        load(tmp_path / "best.pt")
+
+
 @pytest.mark.parametrize(
     ("units", "trains", "infers"),
     [

@@ -16,6 +16,7 @@ from tomokit.configs import read_config
 from tomokit.engines.hardware import unwrap
 from tomokit.errors import TomokitError
 from tomokit.files import replacing
+from tomokit.memory import free_memory, lacks_memory
 
 logger = logging.getLogger(__name__)
 
@@ -146,14 +147,21 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]
     """Return a checkpoint's content, read with `weights_only=True`.
 
     Raises:
-        TomokitError: when the file is absent, damaged, or holds more than tensors and plain values.
+        TomokitError: when the file is absent, damaged, or holds more than tensors and plain values, or the memory does
+            not suffice for it.
     """
     path = Path(path)
     if not path.is_file():
         raise TomokitError(f"no checkpoint {path}; train the run first, or give another `checkpoint`")
     try:
         content = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except (RuntimeError, MemoryError, EOFError, OSError, pickle.UnpicklingError) as error:
+        if lacks_memory(error):
+            free = f"{free_memory() / 1e9:.2g} GB"
+            raise TomokitError(
+                f"the free memory ({free}) does not suffice to load {path} ({path.stat().st_size / 1e9:.2g} GB); close "
+                "other programs, or raise the limit"
+            ) from error
         raise TomokitError(f"{path} is no checkpoint of weights: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):
         raise TomokitError(f"{path} holds a {type(content).__name__}, not a network's weights")
