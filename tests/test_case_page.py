@@ -1,16 +1,20 @@
 """The page of one new scan, from small real runs."""
 
+import base64
+import io
+
 import nibabel
 import numpy as np
 import pytest
 from bundle_runs import SMALL_UNET, follow, train
+from PIL import Image
 
 from tomokit import phantoms
 from tomokit.errors import TomokitError
 from tomokit.files import read_json, write_json
 from tomokit.held_out import FILE, Promise
 from tomokit.report import write_case_page, write_report
-from tomokit.report.case_page import _doubts, _structures
+from tomokit.report.case_page import _doubts, _picture, _structures
 
 SIZES = {"patch_size": [16, 16, 16], "minimum_size": [32, 32, 32], "network_def": SMALL_UNET}
 
@@ -70,7 +74,7 @@ def test_a_page_of_a_classified_scan(classified):
     path = write_case_page(image, run)
     assert path.parent == run / "inference"
     page = path.read_text()
-    for told in ("Answer", "probability", "fits", "Refer to a human", "the likeliest"):
+    for told in ("probability", "fits", "Refer to a human", "Answer: "):
         assert told in page, told
 
 
@@ -82,6 +86,21 @@ def test_the_reports_of_both_runs_hold_their_parts(segmented, classified):
     page = write_report([classified[0]]).read_text()
     for told in ("ROC", "Confusion", "What is promised", "farthest from the truth"):
         assert told in page, told
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "LAS", "RPS"])
+def test_a_radiograph_is_shown_as_a_reader_sees_it(axes):
+    bright = np.zeros((12, 8, 1))
+    bright[:4, :4] = 1  # in RAS: to the patient's left and the back, which is right and below on the page
+    signs = [1 if axis in "RAS" else -1 for axis in axes]
+    picture = _picture("case", bright[:: signs[0], :: signs[1]], np.diag([*signs, 1.0]))
+    with Image.open(io.BytesIO(base64.b64decode(picture.split(",")[-1]))) as shown:
+        grey = np.asarray(shown.convert("L"), float)
+    height, width = (size // 2 for size in grey.shape)
+    assert width > height
+    quarters = {"above": grey[:height], "below right": grey[height:, width + width // 2 :], "left": grey[:, :width]}
+    assert quarters["below right"].mean() > 200
+    assert max(quarters["above"].mean(), quarters["left"].mean()) < 100
 
 
 def test_doubts_name_what_is_absent_and_cut_off():

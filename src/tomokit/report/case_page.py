@@ -20,7 +20,7 @@ from tomokit.inference import first_image
 from tomokit.inputs import list_images
 from tomokit.labels import find_lesions
 from tomokit.measure import measure_structures
-from tomokit.pictures import grey_range, overlay_slice
+from tomokit.pictures import grey_range, overlay_slice, turn_to_ras
 from tomokit.reading import read_scan
 from tomokit.report.content import SCORED, read_table
 from tomokit.report.page import render
@@ -161,31 +161,31 @@ def _classified(entry: Mapping[str, Any], settings: Mapping[str, Any], run: Path
     names = [key.removeprefix("p_") for key in row if key.startswith("p_")]
     promise = read_promise(run, ERROR_RATE, RISK)
     held = row["set"].split(BETWEEN) if row.get("set") else []
-    lines = [
-        [name, f"{float(row[f'p_{name}']):.3f}", "yes" if name in held else "no", "yes" if name == row["class"] else ""]
-        for name in names
-    ]
+    lines = [[name, f"{float(row[f'p_{name}']):.3f}", "yes" if name in held else "no"] for name in names]
     note = "" if promise is None else (
         f"The classes that fit hold the true one in {1 - promise.error_rate:.0%} of such scans, by {promise.cases} "
         "validation cases."
     )  # fmt: skip
     image, affine = _read(entry)
-    flat = image.shape[-1] == 1
+    flat = 1 in image.shape
     reasons = [f"{row['refer']}: {', '.join(held) or 'none'}"] if row.get("refer") else []
     if promise is None:
         reasons.append("the run had no validation cases, so that nothing is promised of its answers")
     return {
-        "tables": [Table("Answer", ["class", "probability", "fits", "the likeliest"], lines, note)],
+        "tables": [Table(f"Answer: {row['class']}", ["class", "probability", "fits"], lines, note)],
         "reasons": reasons,
         "viewer": None if flat else make_viewer(entry["case"], "The scan.", image, None, None, affine, {}),
-        "picture": _picture(image[..., 0]) if flat else "",
+        "picture": _picture(entry["case"], image, affine) if flat else "",
         "promised": promise is not None,
         "facts": _facts(entry, image.shape, affine),
     }
 
 
-def _picture(image: NDArray[Any]) -> str:
-    """Return an image (X, Y) as a JPEG in base64."""
+def _picture(case: str, image: NDArray[Any], affine: NDArray[np.float64]) -> str:
+    """Return an image (X, Y, Z) of one slice across an axis, as a reader sees it, as a JPEG in base64."""
+    empty = np.zeros(image.shape, np.uint8)
+    turned = turn_to_ras({"case": case, "affine": affine, "image": image, "truth": empty, "prediction": empty}).image
+    image = np.take(turned, 0, axis=turned.shape.index(1))
     scale = 1.5 * EDGE / max(image.shape)
     size = (max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale)))
     return encode(overlay_slice(image, np.zeros(image.shape, np.uint8), window=grey_range(image)), size)
