@@ -177,6 +177,13 @@ def test_labels_and_modality_must_be_the_data_sets(check, entry):
         check(entry, told={"modality": {"0": "MRI"}})
 
 
+def test_where_labels_are_not_learned_they_need_no_map(check, entry):
+    without = {key: value for key, value in entry.items() if key != "label"}
+    check(entry, without, labels=None, told={"labels": {"0": "background", "1": "kidney"}})
+    with pytest.raises(TomokitError, match=r"modality \['MRI'\], the config \['CT'\]"):
+        check(without, labels=None, told={"modality": {"0": "MRI"}})
+
+
 def test_a_crop_larger_than_the_volume_names_case_and_remedy(check, entry):
     with pytest.raises(TomokitError, match=r"case_7: patch_size \(12, 16, 16\) .*\(12, 14, 16\).*minimum_size"):
         check(entry, patch_size=(12, 16, 16))

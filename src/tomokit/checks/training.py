@@ -22,7 +22,7 @@ READERS = 4  # each holds a label and an image in memory
 def check_cases(
     cases: Mapping[str, Sequence[Mapping[str, Any]]],
     dataset_dir: str | Path,
-    labels: Mapping[str, str],
+    labels: Mapping[str, str] | None,
     modality: Sequence[str],
     spacing: Sequence[float] | None = None,
     patch_size: Sequence[int] | None = None,
@@ -38,7 +38,8 @@ def check_cases(
     Args:
         cases: `{"training": entries, …}` as `datasets.select_cases` returns them.
         dataset_dir: the data set's folder or name, whose `dataset.json` must tell the same labels and modality.
-        labels: the label map; a label file's values, or an entry's class, must be among its keys.
+        labels: the label map; a label file's values, or an entry's class, must be among its keys. None where labels, if
+            there are any, are not what is learned: they need not be those of a map.
         modality: the kind of each channel, such as `["CT"]`.
         spacing: the network's voxel size in mm along x, y, z (RAS); None leaves the source's.
         patch_size: the training crop in voxels at that spacing.
@@ -53,14 +54,14 @@ def check_cases(
         TomokitError: that names each case, its problem and what to do.
     """
     values = None  # a value has no label map: its one name tells the target
-    if task != "value":
+    if labels is not None and task != "value":
         values = frozenset(check_label_map(labels)) | (frozenset() if ignore_label is None else {ignore_label})
     expected = Expected(values, tuple(modality), own_grids)
     entries = list(chain.from_iterable(cases.values()))
     with ThreadPoolExecutor(max_workers=READERS) as pool:
         found = pool.map(lambda entry: check_case(entry, expected, spacing, patch_size, minimum_size), entries)
         problems = describe_mismatch(dataset_dir, labels, modality) + list(chain.from_iterable(found))
-    if not partly_labelled:
+    if labels is not None and not partly_labelled:
         problems += [problem for entry in entries for problem in _unused_marks(entry, labels)]
     problems += [problem for entry in entries for problem in _kind_problems(entry, task)]
     problems += _mask_problems(entries, mask_above)
@@ -123,17 +124,17 @@ def _mask_problems(entries: Sequence[Mapping[str, Any]], mask_above: float | Non
     ]
 
 
-def describe_mismatch(dataset_dir: str | Path, labels: Mapping[str, str], modality: Sequence[str]) -> list[str]:
+def describe_mismatch(dataset_dir: str | Path, labels: Mapping[str, str] | None, modality: Sequence[str]) -> list[str]:
     """Return what `dataset.json` says otherwise than the config: a label's name, or the kind of a channel.
 
-    Names are compared without upper and lower case; what `dataset.json` leaves out is not compared.
+    Without labels only the channels are compared. Names are compared without upper and lower case; what `dataset.json` leaves out is not compared.
 
     Raises:
         TomokitError: when `dataset.json` is absent or malformed.
     """
     content = read_description(find_dataset(dataset_dir))
-    own = {str(value): name for value, name in labels.items()}
-    told = content.get("labels", own)
+    own = {str(value): name for value, name in (labels or {}).items()}
+    told = own if labels is None else content.get("labels", own)
     kinds = content.get("modality", modality)
     problems = []
     if {value: name.lower() for value, name in told.items()} != {value: name.lower() for value, name in own.items()}:
