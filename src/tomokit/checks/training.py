@@ -127,7 +127,8 @@ def _mask_problems(entries: Sequence[Mapping[str, Any]], mask_above: float | Non
 def describe_mismatch(dataset_dir: str | Path, labels: Mapping[str, str] | None, modality: Sequence[str]) -> list[str]:
     """Return what `dataset.json` says otherwise than the config: a label's name, or the kind of a channel.
 
-    Without labels only the channels are compared. Names are compared without upper and lower case; what `dataset.json` leaves out is not compared.
+    Without labels only the channels are compared. Upper and lower case are alike, and what `dataset.json` leaves out is
+    not compared.
 
     Raises:
         TomokitError: when `dataset.json` is absent or malformed.
