@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tomokit.checks.ranges import FILE as RANGE
 from tomokit.decisions import FILE as DECISION
 from tomokit.held_out import FILE as HELD_OUT
 from tomokit.postprocessing import FILE as POSTPROCESSING
@@ -39,6 +40,7 @@ LEARNED = {
     DECISION: "temperatures, thresholds or the target's scale, chosen or known from the training",
     RECORDS: "how a record's fields become numbers, fitted on the training cases",
     HELD_OUT: "answers on the validation cases, without names, which label sets and intervals rest on",
+    RANGE: "the lowest and highest voxel size, field of view and intensities of the training cases",
 }
 
 
