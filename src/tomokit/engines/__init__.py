@@ -1,6 +1,7 @@
 """Engines: what a bundle's config names to train, evaluate and infer with MONAI's engines."""
 
 from tomokit.engines.checkpoints import find_checkpoint, load_weights
+from tomokit.engines.enhancement import attach_enhancement_scores
 from tomokit.engines.evaluation import (
     attach_class_table,
     attach_classification_scores,
@@ -28,6 +29,7 @@ __all__ = [
     "StructureMeasures",
     "attach_class_table",
     "attach_classification_scores",
+    "attach_enhancement_scores",
     "attach_explanations",
     "attach_inference",
     "attach_pair_scores",

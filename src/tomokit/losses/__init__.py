@@ -1,6 +1,7 @@
-"""Losses that MONAI lacks: of label maps, of classes, of sequences of windows, of pairs of scans."""
+"""Losses that MONAI lacks: of label maps, of classes, of sequences of windows, of pairs of scans, of mended images."""
 
 from tomokit.losses.classification import OneHotLoss, class_weights
+from tomokit.losses.restoration import RestorationLoss
 from tomokit.losses.segmentation import DeepSupervision, DiceCrossEntropyLoss, merge_unlabelled
 from tomokit.losses.sequence import SequenceLoss
 from tomokit.losses.siamese import SiameseLoss
@@ -9,6 +10,7 @@ __all__ = [
     "DeepSupervision",
     "DiceCrossEntropyLoss",
     "OneHotLoss",
+    "RestorationLoss",
     "SequenceLoss",
     "SiameseLoss",
     "class_weights",
