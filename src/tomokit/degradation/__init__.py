@@ -7,12 +7,15 @@ no signal, 1 is bright. What is told in mm needs the voxels' size, `"spacing"` (
 
 from tomokit.degradation.acquisition import BatchRandGhostsd, BatchRandMotiond
 from tomokit.degradation.cases import DegradeCased, NoteSpacingd, case_seed, list_degraded
+from tomokit.degradation.holes import HOLE, BatchRandHolesd
 from tomokit.degradation.noise import BatchRandLowDosed, BatchRandRicianNoised
 from tomokit.degradation.resolution import BatchRandBlurd, BatchRandMissingSlicesd, BatchRandThickSlicesd
 
 __all__ = [
+    "HOLE",
     "BatchRandBlurd",
     "BatchRandGhostsd",
+    "BatchRandHolesd",
     "BatchRandLowDosed",
     "BatchRandMissingSlicesd",
     "BatchRandMotiond",

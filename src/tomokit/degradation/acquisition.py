@@ -111,7 +111,7 @@ class BatchRandMotiond(MapTransform):
 
 
 class BatchRandGhostsd(MapTransform):
-    """Weakens every n-th line of frequencies: n − 1 faint copies of the image along the phase encoding, as of breathing.
+    """Weakens every n-th line of frequencies: faint copies of the image along the phase encoding, as of breathing.
 
     Args:
         keys: the images' keys.

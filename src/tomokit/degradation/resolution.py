@@ -82,7 +82,7 @@ class BatchRandThickSlicesd(MapTransform):
     Args:
         keys: the images' keys.
         prob: the probability for each sample.
-        slice_mm_range: range of the slices' thickness, which is their distance too, in mm; the voxels' own is the least.
+        slice_mm_range: range of the slices' thickness, which is their distance too, in mm; at least the voxels' own.
         axes: of (X, Y, Z), those along which slices are thick.
 
     Raises:

@@ -113,7 +113,10 @@ def attach_enhancement_scores(
 
 
 def unit_images(output: Mapping[str, Any]) -> dict[str, Image]:
-    """Return an output's `clean`, `degraded` and `enhanced` image (X, Y[, Z]) as shares of the range, clipped to 0–1."""
+    """Return an output's `clean`, `degraded`, `enhanced` image (X, Y[, Z]), shares of the range, clipped to 0–1.
+
+    `given` is the degraded one unclipped, as the network and the filters get it.
+    """
     low, high = unit_range(output["image"])[0]
     enhanced = (_array(output["pred"]).astype(np.float64) - low) / max(high - low, 1e-6)
     images = {"clean": _array(output["label"]), "degraded": _array(output["image"]), "enhanced": enhanced}
