@@ -20,10 +20,10 @@ from tomokit.inference import CutHolesd, WritePredictiond, finish_writing
 from tomokit.inference.grids import turn_back
 from tomokit.intensity import RestoreUnitsd, ScaleToUnitd, unit_range
 from tomokit.losses import DeceptionLoss, DiscriminationLoss, RestorationLoss
-from tomokit.networks import BiasFreeUNet, Residual
+from tomokit.networks import BiasFreeUNet, Residual, Unshuffled
 from tomokit.rivals.denoising import FILTERS, apply_filter, check_filters, choose_strength
 
-SMALL = {"patch_size": [16, 16, 16], "window": [32, 32, 32], "filters": [4, 8, 8], "cache": "memory"}
+SMALL = {"patch_size": [16, 16, 16], "window": [32, 32, 32], "filters": [8, 8], "cache": "memory"}
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,17 @@ def test_the_answer_to_a_brighter_image_is_as_much_brighter(shape):
     assert not [name for name, _ in network.named_parameters() if "bias" in name]
 
 
+def test_an_unshuffled_network_keeps_the_grid_and_sees_cubes_as_channels():
+    class Kept(torch.nn.Module):
+        def forward(self, image):
+            self.shape = image.shape
+            return image
+
+    for shape, inner in (((1, 2, 7, 8, 5), (1, 16, 4, 4, 3)), ((2, 1, 5, 6), (2, 4, 3, 3))):
+        kept, image = Kept(), torch.rand(shape)
+        assert torch.equal(Unshuffled(kept)(image), image) and kept.shape == inner
+
+
 def test_the_answer_is_added_in_the_images_precision():
     class Nothing(torch.nn.Module):
         def forward(self, image):
@@ -65,16 +76,19 @@ def test_the_answer_is_added_in_the_images_precision():
     assert torch.equal(Residual(Nothing())(image), image)
 
 
-def test_the_loss_is_the_distance_and_what_the_similarity_lacks():
+@pytest.mark.parametrize("shape", [(2, 1, 16, 14, 12), (2, 2, 15, 18)])
+def test_the_loss_is_the_distance_and_what_the_similarity_lacks(shape):
     generator = torch.Generator().manual_seed(0)
-    one, two = (torch.rand((1, 1, 16, 16, 16), generator=generator) for _ in range(2))
+    one, two = (torch.rand(shape, generator=generator) for _ in range(2))
     distance = (one - two).abs().mean()
-    assert torch.isclose(RestorationLoss(3, ssim=0)(one, two), distance)
-    similarity = SSIMLoss(3, data_range=1.0, win_size=7)(one, two)
-    assert torch.isclose(RestorationLoss(3, ssim=0.3)(one, two), distance + 0.3 * similarity)
-    assert RestorationLoss(3)(one, one) == pytest.approx(0, abs=1e-6)
+    assert torch.isclose(RestorationLoss(ssim=0)(one, two), distance)
+    monais = SSIMLoss(len(shape) - 2, data_range=1.0, win_size=7, kernel_type="uniform")(one, two)
+    assert torch.isclose(RestorationLoss(ssim=0.3)(one, two), distance + 0.3 * monais, atol=1e-5)
+    assert RestorationLoss()(one, one).item() == pytest.approx(0, abs=1e-6)
     with pytest.raises(TomokitError, match="ssim must be at least 0, got -1"):
-        RestorationLoss(3, ssim=-1)
+        RestorationLoss(ssim=-1)
+    with pytest.raises(TomokitError, match=r"window of 7 voxels does not fit into \(6, 9\)"):
+        RestorationLoss()(torch.rand(1, 1, 6, 9), torch.rand(1, 1, 6, 9))
 
 
 def test_the_discriminator_loses_where_the_network_wins():

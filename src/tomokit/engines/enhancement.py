@@ -74,7 +74,7 @@ def attach_enhancement_scores(
     check_test_cases(cases)
     check_filters(rivals)
     run_dir = Path(run_dir)
-    chosen = {}
+    chosen: dict[tuple[str, str], float] = {}
     rows: Rows = []
     shown: dict[str, dict[str, Any]] = {}
     began = time.perf_counter()
