@@ -1,6 +1,8 @@
 """Engines: what a bundle's config names to train, evaluate and infer with MONAI's engines."""
 
+from tomokit.engines.adversarial import AdversarialTrainer
 from tomokit.engines.checkpoints import find_checkpoint, load_weights
+from tomokit.engines.enhancement import attach_enhancement_scores
 from tomokit.engines.evaluation import (
     attach_class_table,
     attach_classification_scores,
@@ -24,10 +26,12 @@ from tomokit.engines.sequences import attach_shuffled_scores, attach_slice_score
 from tomokit.engines.training import attach_training
 
 __all__ = [
+    "AdversarialTrainer",
     "PrepareBatch",
     "StructureMeasures",
     "attach_class_table",
     "attach_classification_scores",
+    "attach_enhancement_scores",
     "attach_explanations",
     "attach_inference",
     "attach_pair_scores",

@@ -1,5 +1,6 @@
 """From image files to label maps on those files' own grids, whole volumes in bounded memory."""
 
+from tomokit.inference.holes import CutHolesd, KeepKnownd
 from tomokit.inference.inferers import MirroredInferer, MixedPrecisionInferer
 from tomokit.inference.read_ahead import ReadAhead
 from tomokit.inference.scans import SCANS, first_image, list_inputs
@@ -8,6 +9,8 @@ from tomokit.inference.writing import WriteMapsd, WritePredictiond, finish_writi
 
 __all__ = [
     "SCANS",
+    "CutHolesd",
+    "KeepKnownd",
     "MirroredInferer",
     "MixedPrecisionInferer",
     "ReadAhead",

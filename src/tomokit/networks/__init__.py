@@ -16,6 +16,7 @@ from tomokit.networks.inception import Inception, InceptionBlock
 from tomokit.networks.measures import MeasuresAdded
 from tomokit.networks.padding import MinimumSize, PaddedNetwork
 from tomokit.networks.residual import ResidualStage, slim_vnet
+from tomokit.networks.restoration import BiasFreeUNet, Residual, Unshuffled
 from tomokit.networks.separable import separable_unet
 from tomokit.networks.sequence import WindowSequence
 from tomokit.networks.siamese import SiameseNetwork
@@ -25,6 +26,7 @@ from tomokit.networks.volume import VolumeLogits
 from tomokit.networks.whole import WholeVolume
 
 __all__ = [
+    "BiasFreeUNet",
     "Body",
     "ContextAttention",
     "DynamicConvolution",
@@ -37,12 +39,14 @@ __all__ = [
     "MinimumSize",
     "PaddedNetwork",
     "PlainCNN",
+    "Residual",
     "ResidualStage",
     "Segmenter",
     "SiameseNetwork",
     "SkipGate",
     "SlicewiseDynamicConvolution",
     "TaskHeads",
+    "Unshuffled",
     "ViTClassifier",
     "VolumeLogits",
     "WholeVolume",
