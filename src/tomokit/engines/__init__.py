@@ -1,5 +1,6 @@
 """Engines: what a bundle's config names to train, evaluate and infer with MONAI's engines."""
 
+from tomokit.engines.anomalies import attach_anomaly_scores, attach_anomaly_table, choose_anomaly_threshold
 from tomokit.engines.checkpoints import find_checkpoint, load_weights
 from tomokit.engines.evaluation import (
     attach_class_table,
@@ -26,6 +27,8 @@ from tomokit.engines.training import attach_training
 __all__ = [
     "PrepareBatch",
     "StructureMeasures",
+    "attach_anomaly_scores",
+    "attach_anomaly_table",
     "attach_class_table",
     "attach_classification_scores",
     "attach_explanations",
@@ -37,6 +40,7 @@ __all__ = [
     "attach_slice_scores",
     "attach_slice_table",
     "attach_training",
+    "choose_anomaly_threshold",
     "choose_pair_decision",
     "choose_precision",
     "distributed_device",

@@ -49,7 +49,7 @@ class WritePredictiond(MapTransform):
         """Return `data` unchanged; the label map of each key is being written."""
         for key in self.key_iterator(dict(data)):
             labels = np.asarray(torch.as_tensor(data[key]).cpu())[0]
-            _write_behind(labels, data[self.image_key], self.output_dir, data["case"])
+            write_array_behind(labels, data[self.image_key], self.output_dir, data["case"])
         return dict(data)
 
 
@@ -75,11 +75,11 @@ class WriteMapsd(MapTransform):
         """Return `data` unchanged; the maps are being written."""
         for name, steps in self.inferer.found_maps.items():
             values = np.asarray(torch.as_tensor(steps).cpu())[0]
-            _write_behind(values, data[self.image_key], self.output_dir, f"{data['case']}_{name}", np.float32(255))
+            write_array_behind(values, data[self.image_key], self.output_dir, f"{data['case']}_{name}", np.float32(255))
         return dict(data)
 
 
-def _write_behind(
+def write_array_behind(
     values: NDArray[Any], image: Any, output_dir: Path, name: str, steps: np.float32 | None = None
 ) -> None:
     """Have an array (X, Y, Z) written on the grid of a source image, once few enough others are waiting.
