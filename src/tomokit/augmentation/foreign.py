@@ -30,10 +30,10 @@ REACH = 1.6  # of its greatest radius; the corners of a box reach further, and a
 class BatchRandForeignPatchesd(MapTransform):
     """Blends patches of another case of the batch into each image, and gives the other's weight at each voxel.
 
-    A patch comes from any place of the other case, which is moved, and half the time turned and scaled; half the time its
-    contrast is changed about its mean, so that patches are smoother than what is around them, or rougher. Of a batch of
-    one it is another place of the same case. Patches are ellipsoids and rounded boxes at any angle, half of them dented,
-    with sharp or soft edges. No constant is ever added to an image, and no voxels are permuted.
+    A patch comes from any place of the other case, which is mirrored and moved, and half the time turned and scaled;
+    half the time its contrast is changed about its mean, so that patches are smoother than what is around them, or
+    rougher. Of a batch of one it is another place of the same case. Patches are ellipsoids and rounded boxes at any
+    angle, half of them dented, with sharp or soft edges. No constant is ever added to an image, no voxels are permuted.
 
     Args:
         keys: the images' keys (B, C, X, Y[, Z]).

@@ -1,4 +1,4 @@
-"""What engines do beside the network's pass where it looks for anomalies: the threshold, measures, tables, a picture."""
+"""What engines do beside the network's pass that looks for anomalies: the threshold, measures, tables, a picture."""
 
 import logging
 import time
@@ -218,7 +218,7 @@ def draw_anomalies(found: Mapping[str, Slices], path: str | Path) -> None:
 
 
 def _slices(volumes: Sequence[NDArray[Any]], mask: NDArray[np.bool_]) -> Slices:
-    """Return the axial slice of each volume (X, Y[, Z]) that shows most of the mask, the patient's right on the left."""
+    """Return each volume's axial slice (X, Y) that shows most of the mask, the patient's right on the left."""
     flat = [volume if volume.ndim == 3 else volume[..., None] for volume in volumes]
     place = int(np.reshape(mask, flat[0].shape).sum((0, 1)).argmax())
     return [np.asarray(volume[::-1, :, place], np.float32) for volume in flat]

@@ -14,6 +14,8 @@ from torch import Tensor
 from tomokit.errors import TomokitError
 from tomokit.inference.grids import relate_grids, stretches
 
+LEAST_SPREAD = 0.5  # of its mean
+
 
 class PatchScoreInferer(Inferer):
     """Gives the probability that a voxel is of something foreign, 0–1, smoothed.
@@ -41,6 +43,9 @@ class PatchScoreInferer(Inferer):
 class ReconstructionInferer(Inferer):
     """Gives the distance of each voxel from what a network makes of the image: the mean over channels, smoothed.
 
+    Where the network knows its usual distance at each voxel, as `spread` (1, 1, X, Y[, Z]), the distance is in units of
+    that, which is smoothed alike; half its mean is added, so that it is nowhere near 0.
+
     Args:
         inferer: gives the network's reconstruction (B, C, X, Y[, Z]), or a sequence that begins with it.
         smoothing: of the scores, one deviation of a Gaussian in voxels; 0 smooths nothing.
@@ -59,7 +64,11 @@ class ReconstructionInferer(Inferer):
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         output = self.inferer(image, network, *args, **kwargs)
         made = output[0] if isinstance(output, tuple | list) else output
-        return smooth((image - made.float()).abs().mean(1, keepdim=True), self.smoothing)
+        scores = smooth((image - made.float()).abs().mean(1, keepdim=True), self.smoothing)
+        spread = getattr(network, "spread", None)
+        if spread is None:
+            return scores
+        return scores / (smooth(spread, self.smoothing) + LEAST_SPREAD * spread.mean())
 
 
 def smooth(scores: Tensor, sigma: float) -> Tensor:

@@ -27,6 +27,7 @@ TASKS = {
     "multi_label": "Labels of {modality}: {labels}",
     "regression": "Prediction of {labels} from {modality}",
     "pairs": "Comparison of two scans of one patient, {modality}",
+    "anomaly": "Detection of anomalies in {modality}",
 }
 DEFAULTS = {"version": "0.1.0", "license": "Apache-2.0", "intended_use": "Research; not a medical device"}
 SCORES = ("summary", "per_class", "slices")

@@ -59,6 +59,7 @@ PRIMARY = {
     "multi_label": "auc",
     "regression": "mae",
     "pairs": "order_accuracy",
+    "anomaly": "auroc",
 }
 
 

@@ -45,12 +45,14 @@ SUMMARIES = {
         "amount_bias": "bias of the amount, %",
         "amount_correlation": "correlation of the amount",
     },
+    "anomaly": {"auc": "AUC, kinds not seen in training", "flagged normals": "normal volumes flagged"},
 }
 OWN: dict[str, dict[str, str]] = {
     "classification": {"sensitivity": "sensitivity"},
     "multi_label": {"auc": "AUC", "sensitivity": "sensitivity", "specificity": "specificity"},
     "regression": {},
     "pairs": {},
+    "anomaly": {"auroc": "AUC", "voxel_ap": "voxels' average precision"},
 }
 
 
