@@ -32,6 +32,7 @@ NETWORKS = {
     "fusion": "concatenate film image_only record_only",
     "longitudinal": "resnet inception",
     "enhancement": "",
+    "anomaly": "vae",
 }
 LAYERED = [(bundle, f"networks/{name}") for bundle, names in NETWORKS.items() for name in names.split()]
 # whose checkpoints would take gigabytes; their width is tested without weights, in test_classifiers
@@ -39,7 +40,7 @@ WIDE = ("networks/resnet10", "networks/resnet18", "networks/resnet34", "networks
 HEAVY = ("networks/vnet", "networks/senet", "networks/swin_unetr")  # of which an average would be one more copy
 # of the small sets below; coarse slices, as those phantoms have them
 OPTIONS = {"segmentation": SIZES, "sequence": {"spacing": [8.0, 8.0, -1], "image_size": [24, 24, -1]}}
-OPTIONS |= {"longitudinal": {"image_size": [16, 16, 16]}}
+OPTIONS |= {"longitudinal": {"image_size": [16, 16, 16]}, "anomaly": {"modality": ["CT"]}}
 OPTIONS |= {"enhancement": {"patch_size": [16, 16, 16], "window": [32, 32, 32], "filters": [8, 8]}}
 KEYS = {"segmentation": ("dice", 1), "enhancement": ("psnr", 100)}  # the score of all cases, and the most it can be
 MEASURED = ("classification", "sequence", "fusion")  # beside which stand rivals that see measures
@@ -55,7 +56,7 @@ def data(tmp_path_factory) -> dict[str, str]:
     phantoms.make_followup_set(folder / "pairs", cases=16, test_cases=4, size=16, change=(0.2, 0.3), progress=False)
     phantoms.make_segmentation_set(folder / "scans", "MRI", cases=6, test_cases=2, size=32, progress=False)
     names = {"enhancement": "scans", "segmentation": "volumes", "classification": "shapes", "sequence": "heads"}
-    names |= {"fusion": "records", "longitudinal": "pairs"}
+    names |= {"fusion": "records", "longitudinal": "pairs", "anomaly": "volumes"}
     return {bundle: str(folder / name) for bundle, name in names.items()}
 
 

@@ -129,6 +129,7 @@ def select_cases(
     join_validation: bool = False,
     keep: Sequence[str] = (),
     limit: float | None = None,
+    labelled: bool = True,
 ) -> dict[str, list[Entry]]:
     """Return `{"training": entries, "validation": entries, "test": entries}`, disjoint by patient.
 
@@ -139,14 +140,15 @@ def select_cases(
     the validation cases are trained on too, by a fixed schedule, since none is left to choose an epoch by. Of an
     entry's other keys (`clinical`, `slice_labels`, one of your own) those in `keep` stay: gaps, and what is not in
     every entry, fit no plain batch. With `limit` only so many of the split's training cases are trained on
-    (`splits.limit_cases`, drawn with `seed`); lists that are given were drawn already.
+    (`splits.limit_cases`, drawn with `seed`); lists that are given were drawn already. Where nothing is learned from
+    labels, `labelled` False takes the entries without one too.
 
     Raises:
         TomokitError: when the data set, the split or a named case is absent, a patient is on two sides, there are
             fewer training cases than `limit`, or the split file keeps the hash of other cases.
     """
     folder = find_dataset(dataset_dir)
-    entries = read_entries(folder)
+    entries = read_entries(folder, labelled=labelled)
     if training is not None and validation is not None and test is not None:
         names = dict(zip(PARTS, map(list, (training, validation, test)), strict=True))
         limit = None

@@ -5,6 +5,7 @@ is returned as a new tensor. Each sample is drawn for by itself; one that is not
 comes from torch's global generator on the CPU, so that nothing waits for the device; only noise is made on it.
 """
 
+from tomokit.augmentation.foreign import BatchRandForeignPatchesd
 from tomokit.augmentation.intensity import (
     BatchRandBiasFieldd,
     BatchRandBrightnessd,
@@ -24,6 +25,7 @@ __all__ = [
     "BatchRandBrightnessd",
     "BatchRandContrastd",
     "BatchRandFlipd",
+    "BatchRandForeignPatchesd",
     "BatchRandGammad",
     "BatchRandGaussianNoised",
     "BatchRandGaussianSmoothd",

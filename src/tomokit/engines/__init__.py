@@ -1,6 +1,7 @@
 """Engines: what a bundle's config names to train, evaluate and infer with MONAI's engines."""
 
 from tomokit.engines.adversarial import AdversarialTrainer
+from tomokit.engines.anomalies import attach_anomaly_scores, attach_anomaly_table, choose_anomaly_threshold
 from tomokit.engines.checkpoints import find_checkpoint, load_weights
 from tomokit.engines.enhancement import attach_enhancement_scores
 from tomokit.engines.evaluation import (
@@ -29,6 +30,8 @@ __all__ = [
     "AdversarialTrainer",
     "PrepareBatch",
     "StructureMeasures",
+    "attach_anomaly_scores",
+    "attach_anomaly_table",
     "attach_class_table",
     "attach_classification_scores",
     "attach_enhancement_scores",
@@ -41,6 +44,7 @@ __all__ = [
     "attach_slice_scores",
     "attach_slice_table",
     "attach_training",
+    "choose_anomaly_threshold",
     "choose_pair_decision",
     "choose_precision",
     "distributed_device",

@@ -65,7 +65,7 @@ class WritePredictiond(MapTransform):
                 values = turn_back(
                     values, image.affine, _source_shape(image, values.ndim), image.meta["original_affine"]
                 )
-            _write_behind(values, image, folder, data["case"])
+            write_array_behind(values, image, folder, data["case"])
         return dict(data)
 
 
@@ -97,11 +97,11 @@ class WriteMapsd(MapTransform):
         """Return `data` unchanged; the maps are being written."""
         for name, steps in self.inferer.found_maps.items():
             values = np.asarray(torch.as_tensor(steps).cpu())[0]
-            _write_behind(values, data[self.image_key], self.output_dir, f"{data['case']}_{name}", np.float32(255))
+            write_array_behind(values, data[self.image_key], self.output_dir, f"{data['case']}_{name}", np.float32(255))
         return dict(data)
 
 
-def _write_behind(
+def write_array_behind(
     values: NDArray[Any], image: Any, output_dir: Path, name: str, steps: np.float32 | None = None
 ) -> None:
     """Have an array (X, Y, Z) written on the grid of a source image, once few enough others are waiting.

@@ -1,4 +1,4 @@
-"""Losses that MONAI lacks: of label maps, of classes, of sequences of windows, of pairs of scans, of mended images."""
+"""Losses that MONAI lacks: of label maps, classes, slices in sequence, pairs of scans, mended images, autoencoders."""
 
 from tomokit.losses.adversarial import DeceptionLoss, DiscriminationLoss
 from tomokit.losses.classification import OneHotLoss, class_weights
@@ -6,6 +6,7 @@ from tomokit.losses.restoration import RestorationLoss
 from tomokit.losses.segmentation import DeepSupervision, DiceCrossEntropyLoss, merge_unlabelled
 from tomokit.losses.sequence import SequenceLoss
 from tomokit.losses.siamese import SiameseLoss
+from tomokit.losses.variational import VariationalLoss
 
 __all__ = [
     "DeceptionLoss",
@@ -16,6 +17,7 @@ __all__ = [
     "RestorationLoss",
     "SequenceLoss",
     "SiameseLoss",
+    "VariationalLoss",
     "class_weights",
     "merge_unlabelled",
 ]

@@ -1,6 +1,7 @@
 """Networks that MONAI lacks, and what its own need to take an image of any size."""
 
 from tomokit.networks.attention import ContextAttention, SkipGate, context_attention_unet
+from tomokit.networks.autoencoder import VolumeVAE
 from tomokit.networks.blocks import Body, InstanceNorm, Segmenter
 from tomokit.networks.cnn import PlainCNN
 from tomokit.networks.dropout import add_dropout
@@ -49,6 +50,7 @@ __all__ = [
     "Unshuffled",
     "ViTClassifier",
     "VolumeLogits",
+    "VolumeVAE",
     "WholeVolume",
     "WindowSequence",
     "add_dropout",

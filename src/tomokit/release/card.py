@@ -32,6 +32,8 @@ RESULTS = {
     "multi_label": "`<output_dir>/labels.csv`: of each case each label's probability, and whether it is there",
     "regression": "`<output_dir>/value.csv`: of each case the value",
     "pairs": "`<output_dir>/pairs.csv`: of each pair whether it changed, which scan came first, and by how much",
+    "anomaly": "`<output_dir>/anomalies.csv`: of each case its score, whether it is flagged and where it is highest; "
+    "`<case>_score.nii.gz`: a score of each voxel, on the scan's grid",
 }
 KINDS = {"ts": "TorchScript, with the configs inside", "onnx": "ONNX, for one image or window of this shape"}
 NEEDED = {"SwinUNETR": "einops", "ViT": "einops", "UNETR": "einops"}  # by networks of MONAI

@@ -28,6 +28,7 @@ TASKS = {
     "regression": "Prediction of {labels} from {modality}",
     "pairs": "Comparison of two scans of one patient, {modality}",
     "enhancement": "Enhancement of {modality}",
+    "anomaly": "Detection of anomalies in {modality}",
 }
 DEFAULTS = {"version": "0.1.0", "license": "Apache-2.0", "intended_use": "Research; not a medical device"}
 SCORES = ("summary", "per_class", "slices")

@@ -64,6 +64,7 @@ PRIMARY = {
     "regression": "mae",
     "pairs": "order_accuracy",
     "enhancement": "psnr",
+    "anomaly": "auroc",
 }
 
 

@@ -46,6 +46,7 @@ SUMMARIES = {
         "amount_correlation": "correlation of the amount",
     },
     "enhancement": {"psnr": "PSNR, dB", "ssim": "SSIM", "seconds": "seconds per volume"},
+    "anomaly": {"auc": "AUC, kinds not seen in training", "flagged normals": "normal volumes flagged"},
 }
 OWN: dict[str, dict[str, str]] = {
     "classification": {"sensitivity": "sensitivity"},
@@ -53,6 +54,7 @@ OWN: dict[str, dict[str, str]] = {
     "regression": {},
     "pairs": {},
     "enhancement": {"psnr": "PSNR, dB", "ssim": "SSIM"},
+    "anomaly": {"auroc": "AUC", "voxel_ap": "voxels' average precision"},
 }
 # by which a run is compared with its rivals, of each task but those by AUC: the score, its title, and the test
 COMPARED = {"enhancement": ("psnr", "PSNR", "the paired bootstrap by patient, Wilcoxon's p")}
