@@ -129,6 +129,7 @@ def select_cases(
     join_validation: bool = False,
     keep: Sequence[str] = (),
     limit: float | None = None,
+    without_images: bool = False,
 ) -> dict[str, list[Entry]]:
     """Return `{"training": entries, "validation": entries, "test": entries}`, disjoint by patient.
 
@@ -139,7 +140,8 @@ def select_cases(
     the validation cases are trained on too, by a fixed schedule, since none is left to choose an epoch by. Of an
     entry's other keys (`clinical`, `slice_labels`, one of your own) those in `keep` stay: gaps, and what is not in
     every entry, fit no plain batch. With `limit` only so many of the split's training cases are trained on
-    (`splits.limit_cases`, drawn with `seed`); lists that are given were drawn already.
+    (`splits.limit_cases`, drawn with `seed`); lists that are given were drawn already. With `without_images` the label
+    map of a training or validation case stands in its image's place (`has_image`), so that no image of it is opened.
 
     Raises:
         TomokitError: when the data set, the split or a named case is absent, a patient is on two sides, there are
@@ -162,6 +164,8 @@ def select_cases(
     if join_validation:
         names = {"training": [*names["training"], *names["validation"]], "validation": [], "test": names["test"]}
     cases = {part: [plain[name] for name in names[part]] for part in PARTS}
+    if without_images:
+        cases |= {part: [_without_image(entry, folder) for entry in cases[part]] for part in ("training", "validation")}
     if not cases["training"]:
         raise TomokitError(f"the split {split} (fold {fold}) of {folder} has no training case")
     check_disjoint(cases)
@@ -204,6 +208,12 @@ def select_unlabelled(
 def unlabelled(entries: Sequence[Mapping[str, Any]]) -> list[Entry]:
     """Return entries whose `label` is renamed `truth`, so that no transform reads it before the network ran."""
     return [{("truth" if key == "label" else key): value for key, value in entry.items()} for entry in entries]
+
+
+def has_image(entry: Mapping[str, Any]) -> bool:
+    """Return whether a case has an image; where it has none, its label map stands in the image's place."""
+    images = [entry["image"]] if isinstance(entry["image"], str) else entry["image"]
+    return any(path is not None and path != entry.get("label") for path in images)
 
 
 def case_name(image: str | Sequence[str | None]) -> str:
@@ -348,6 +358,17 @@ def _resolve(folder: Path, item: Mapping[str, Any]) -> Entry:
         if isinstance(item.get(key), str):
             entry[key] = str(folder / item[key])
     return entry
+
+
+def _without_image(entry: Entry, folder: Path) -> Entry:
+    """Return an entry with its label map in the place of each of its images."""
+    label, image = entry["label"], entry["image"]
+    if not isinstance(label, str):
+        raise TomokitError(
+            f"{entry['case']} of {folder} has no label map to make an image from, its label is {label!r}; leave the "
+            "layer modes/synthetic.yaml out"
+        )
+    return entry | {"image": label if isinstance(image, str) else [label] * len(image)}
 
 
 def _names_of_split(

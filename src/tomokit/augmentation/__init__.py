@@ -5,6 +5,7 @@ is returned as a new tensor. Each sample is drawn for by itself; one that is not
 comes from torch's global generator on the CPU, so that nothing waits for the device; only noise is made on it.
 """
 
+from tomokit.augmentation.fixed import FixedDraws
 from tomokit.augmentation.intensity import (
     BatchRandBiasFieldd,
     BatchRandBrightnessd,
@@ -18,8 +19,11 @@ from tomokit.augmentation.intensity import (
 from tomokit.augmentation.mixup import BatchRandMixupd
 from tomokit.augmentation.pairs import BatchRandShiftScansd, BatchRandSwapScansd
 from tomokit.augmentation.spatial import BatchRandFlipd, BatchRandSpatiald
+from tomokit.augmentation.synthesis import BatchImagesFromLabelsd, BatchNormalizeIntensityd
 
 __all__ = [
+    "BatchImagesFromLabelsd",
+    "BatchNormalizeIntensityd",
     "BatchRandBiasFieldd",
     "BatchRandBrightnessd",
     "BatchRandContrastd",
@@ -33,4 +37,5 @@ __all__ = [
     "BatchRandShiftScansd",
     "BatchRandSpatiald",
     "BatchRandSwapScansd",
+    "FixedDraws",
 ]
