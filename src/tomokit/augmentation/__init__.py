@@ -5,6 +5,12 @@ is returned as a new tensor. Each sample is drawn for by itself; one that is not
 comes from torch's global generator on the CPU, so that nothing waits for the device; only noise is made on it.
 """
 
+from tomokit.augmentation.distortions import (
+    BatchMaskedBlocksd,
+    BatchRandBentIntensityd,
+    BatchRandPaintedBoxesd,
+    BatchRandShuffledBlocksd,
+)
 from tomokit.augmentation.fixed import FixedDraws
 from tomokit.augmentation.intensity import (
     BatchRandBiasFieldd,
@@ -23,7 +29,9 @@ from tomokit.augmentation.synthesis import BatchImagesFromLabelsd, BatchNormaliz
 
 __all__ = [
     "BatchImagesFromLabelsd",
+    "BatchMaskedBlocksd",
     "BatchNormalizeIntensityd",
+    "BatchRandBentIntensityd",
     "BatchRandBiasFieldd",
     "BatchRandBrightnessd",
     "BatchRandContrastd",
@@ -33,8 +41,10 @@ __all__ = [
     "BatchRandGaussianSmoothd",
     "BatchRandLowResolutiond",
     "BatchRandMixupd",
+    "BatchRandPaintedBoxesd",
     "BatchRandShiftIntensityd",
     "BatchRandShiftScansd",
+    "BatchRandShuffledBlocksd",
     "BatchRandSpatiald",
     "BatchRandSwapScansd",
     "FixedDraws",

@@ -26,11 +26,13 @@ class FixedDraws(Transform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the case, its tensors (C, X, Y[, Z]) changed; `case` is its name."""
-        batch: dict[Hashable, Any] = {key: torch.as_tensor(value)[None] for key, value in data.items() if _is_image(value)}
+        batch: dict[Hashable, Any] = {
+            key: torch.as_tensor(value)[None] for key, value in data.items() if _is_image(value)
+        }
         digest = hashlib.sha256(f"{self.seed} {data['case']}".encode()).digest()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-            changed = self.transform({key: value.as_tensor() for key, value in batch.items()})
+            changed = self.transform(batch)
         result = dict(data)
         for key, value in changed.items():
             result[key] = convert_to_dst_type(value[0], data.get(key, data["image"]))[0]

@@ -12,6 +12,7 @@ from ignite.engine import Engine
 from numpy.typing import NDArray
 
 from tomokit import rivals
+from tomokit.datasets import has_image
 from tomokit.engines.evaluation import (
     PICTURE,
     Entries,
@@ -21,7 +22,6 @@ from tomokit.engines.evaluation import (
     tell_scores,
     write_scores,
 )
-from tomokit.datasets import has_image
 from tomokit.errors import TomokitError
 from tomokit.files import write_table
 from tomokit.geometry import voxel_volume_ml
