@@ -129,6 +129,7 @@ def select_cases(
     join_validation: bool = False,
     keep: Sequence[str] = (),
     limit: float | None = None,
+    without_images: bool = False,
     labelled: bool = True,
 ) -> dict[str, list[Entry]]:
     """Return `{"training": entries, "validation": entries, "test": entries}`, disjoint by patient.
@@ -140,8 +141,10 @@ def select_cases(
     the validation cases are trained on too, by a fixed schedule, since none is left to choose an epoch by. Of an
     entry's other keys (`clinical`, `slice_labels`, one of your own) those in `keep` stay: gaps, and what is not in
     every entry, fit no plain batch. With `limit` only so many of the split's training cases are trained on
-    (`splits.limit_cases`, drawn with `seed`); lists that are given were drawn already. Where nothing is learned from
-    labels, `labelled` False takes the entries without one too.
+    (`splits.limit_cases`, drawn with `seed`); lists that are given were drawn already. With `without_images` the label
+    map of a training or validation case stands in its image's place (`has_image`), so that no image of it is opened.
+    With `labelled` false it is images that are selected: no entry has a label, and those that never had one join the
+    training cases, unless their patient is on another side of the split.
 
     Raises:
         TomokitError: when the data set, the split or a named case is absent, a patient is on two sides, there are
@@ -153,17 +156,21 @@ def select_cases(
         names = dict(zip(PARTS, map(list, (training, validation, test)), strict=True))
         limit = None
     else:
-        names = _names_of_split(folder, split, fold, seed, entries)
+        names = _names_of_split(folder, split, fold, seed, [entry for entry in entries if "label" in entry] or entries)
+        if not labelled:
+            names["training"] += _unlabelled_names(folder, names, entries)
     by_name = {entry["case"]: entry for entry in entries}
     unknown = [f"{name} ({part})" for part in PARTS for name in names[part] if name not in by_name]
     raise_problems(f"the split names cases that {folder} does not have; make the split again", unknown)
     if limit is not None:
         names["training"] = limit_cases([by_name[name] for name in names["training"]], limit, seed)
-    given = {*GIVEN, *keep}
+    given = {*GIVEN, *keep} if labelled else {*KEPT, *keep}
     plain = {name: {key: entry[key] for key in entry if key in given} for name, entry in by_name.items()}
     if join_validation:
         names = {"training": [*names["training"], *names["validation"]], "validation": [], "test": names["test"]}
     cases = {part: [plain[name] for name in names[part]] for part in PARTS}
+    if without_images:
+        cases |= {part: [_without_image(entry, folder) for entry in cases[part]] for part in ("training", "validation")}
     if not cases["training"]:
         raise TomokitError(f"the split {split} (fold {fold}) of {folder} has no training case")
     check_disjoint(cases)
@@ -206,6 +213,12 @@ def select_unlabelled(
 def unlabelled(entries: Sequence[Mapping[str, Any]]) -> list[Entry]:
     """Return entries whose `label` is renamed `truth`, so that no transform reads it before the network ran."""
     return [{("truth" if key == "label" else key): value for key, value in entry.items()} for entry in entries]
+
+
+def has_image(entry: Mapping[str, Any]) -> bool:
+    """Return whether a case has an image; where it has none, its label map stands in the image's place."""
+    images = [entry["image"]] if isinstance(entry["image"], str) else entry["image"]
+    return any(path is not None and path != entry.get("label") for path in images)
 
 
 def case_name(image: str | Sequence[str | None]) -> str:
@@ -352,6 +365,26 @@ def _resolve(folder: Path, item: Mapping[str, Any]) -> Entry:
     return entry
 
 
+def _unlabelled_names(folder: Path, names: Mapping[str, Sequence[str]], entries: Sequence[Entry]) -> list[str]:
+    """Return the unlabelled cases of the `training` section whose patients the split has nowhere else."""
+    placed = {name for part in PARTS for name in names[part]}
+    known = {entry["patient"] for entry in entries if "label" in entry and entry["case"] not in names["training"]}
+    known |= {entry["patient"] for entry in entries if entry["case"] in {*names["validation"], *names["test"]}}
+    bare = [entry for entry in _read_sections(folder, labelled=False)["training"] if "label" not in entry]
+    return [entry["case"] for entry in bare if entry["case"] not in placed and entry["patient"] not in known]
+
+
+def _without_image(entry: Entry, folder: Path) -> Entry:
+    """Return an entry with its label map in the place of each of its images."""
+    label, image = entry["label"], entry["image"]
+    if not isinstance(label, str):
+        raise TomokitError(
+            f"{entry['case']} of {folder} has no label map to make an image from, its label is {label!r}; leave the "
+            "layer modes/synthetic.yaml out"
+        )
+    return entry | {"image": label if isinstance(image, str) else [label] * len(image)}
+
+
 def _names_of_split(
     folder: Path, split: str | Path, fold: int, seed: int, entries: Sequence[Entry]
 ) -> dict[str, list[str]]:
@@ -361,7 +394,11 @@ def _names_of_split(
             return read_split(path, fold, entries)
     if str(split) != "splits.json":
         raise TomokitError(f"no split file {str(split)!r}, neither in {folder} nor from here")
-    given = _read_sections(folder)
+    names = {entry["case"] for entry in entries}
+    given = {
+        part: [entry for entry in items if entry["case"] in names]
+        for part, items in _read_sections(folder, labelled=False).items()
+    }
     training = given.pop("training")
     kept = " and ".join(part for part in given if given[part]) or "nothing"
     how = "6:2:2 by patient and label" if class_strata(training) else "6:2:2 by patient"

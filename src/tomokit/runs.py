@@ -147,7 +147,8 @@ def hash_cases(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     digest = hashlib.sha256()
     for entry in sorted(chain.from_iterable(cases.values()), key=lambda entry: str(entry["case"])):
         images = [entry["image"]] if isinstance(entry["image"], str) else entry["image"]
-        digest.update(f"{entry['case']} {entry['label'] if not isinstance(entry['label'], str) else ''}".encode())
+        label = entry.get("label", "")
+        digest.update(f"{entry['case']} {label if not isinstance(label, str) else ''}".encode())
         for key in LEARNED:
             if entry.get(key):
                 digest.update(json.dumps(entry[key], sort_keys=True, default=str).encode())

@@ -5,6 +5,13 @@ is returned as a new tensor. Each sample is drawn for by itself; one that is not
 comes from torch's global generator on the CPU, so that nothing waits for the device; only noise is made on it.
 """
 
+from tomokit.augmentation.distortions import (
+    BatchMaskedBlocksd,
+    BatchRandBentIntensityd,
+    BatchRandPaintedBoxesd,
+    BatchRandShuffledBlocksd,
+)
+from tomokit.augmentation.fixed import FixedDraws
 from tomokit.augmentation.foreign import BatchRandForeignPatchesd
 from tomokit.augmentation.intensity import (
     BatchRandBiasFieldd,
@@ -19,8 +26,13 @@ from tomokit.augmentation.intensity import (
 from tomokit.augmentation.mixup import BatchRandMixupd
 from tomokit.augmentation.pairs import BatchRandShiftScansd, BatchRandSwapScansd
 from tomokit.augmentation.spatial import BatchRandFlipd, BatchRandSpatiald
+from tomokit.augmentation.synthesis import BatchImagesFromLabelsd, BatchNormalizeIntensityd
 
 __all__ = [
+    "BatchImagesFromLabelsd",
+    "BatchMaskedBlocksd",
+    "BatchNormalizeIntensityd",
+    "BatchRandBentIntensityd",
     "BatchRandBiasFieldd",
     "BatchRandBrightnessd",
     "BatchRandContrastd",
@@ -31,8 +43,11 @@ __all__ = [
     "BatchRandGaussianSmoothd",
     "BatchRandLowResolutiond",
     "BatchRandMixupd",
+    "BatchRandPaintedBoxesd",
     "BatchRandShiftIntensityd",
     "BatchRandShiftScansd",
+    "BatchRandShuffledBlocksd",
     "BatchRandSpatiald",
     "BatchRandSwapScansd",
+    "FixedDraws",
 ]

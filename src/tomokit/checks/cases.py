@@ -337,7 +337,8 @@ def _read_images(
     fits: list[Fit] = []
     for number, (path, header) in enumerate(zip(paths, headers, strict=True)):
         array = None if header is None or path is None else _voxels(case, path, header)
-        if header is None or path is None or array is None:  # it keeps its place
+        # it keeps its place; a label map in an image's place has no intensities
+        if header is None or path is None or array is None or path == case.entry.get("label"):
             case.channels.append(None)
             case.descriptors.append(None)
             continue

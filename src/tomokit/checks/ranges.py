@@ -14,6 +14,7 @@ from nibabel.orientations import io_orientation
 from numpy.typing import ArrayLike
 
 from tomokit.checks.cases import Case, Channel, describe_channel
+from tomokit.datasets import has_image
 from tomokit.errors import TomokitError
 from tomokit.files import read_json, write_json
 from tomokit.geometry import spacing_from_affine
@@ -80,7 +81,7 @@ def describe_range(entries: Sequence[Mapping[str, Any]], modality: Sequence[str]
         raise TomokitError("no training case, so that there is no range of them; correct the split")
     step = -(-len(entries) // MOST_READ)
     facts = [
-        _noted.get(_images(entry["image"])) or _read(entry["image"], place % step == 0)
+        _noted.get(_images(entry["image"])) or _read(entry["image"], place % step == 0 and has_image(entry))
         for place, entry in enumerate(entries)
     ]
     found: dict[str, Any] = {"cases": len(entries), "modality": [str(kind) for kind in modality]}

@@ -21,6 +21,7 @@ from tomokit.engines.hardware import (
 )
 from tomokit.engines.measuring import StructureMeasures
 from tomokit.engines.pairs import attach_pair_scores, attach_pair_table, choose_pair_decision, list_pairs
+from tomokit.engines.restorations import attach_restoration_scores, attach_restorations
 from tomokit.engines.sampling import make_balanced_sampler
 from tomokit.engines.segmentation import attach_segmentation_scores
 from tomokit.engines.sequences import attach_shuffled_scores, attach_slice_scores, attach_slice_table
@@ -39,6 +40,8 @@ __all__ = [
     "attach_inference",
     "attach_pair_scores",
     "attach_pair_table",
+    "attach_restoration_scores",
+    "attach_restorations",
     "attach_segmentation_scores",
     "attach_shuffled_scores",
     "attach_slice_scores",

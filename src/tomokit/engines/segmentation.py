@@ -12,6 +12,7 @@ from ignite.engine import Engine
 from numpy.typing import NDArray
 
 from tomokit import rivals
+from tomokit.datasets import has_image
 from tomokit.engines.evaluation import (
     PICTURE,
     Entries,
@@ -66,7 +67,7 @@ def attach_segmentation_scores(
         checkpoint: which weights are scored, told in the measures.
         labels: the label map.
         cases: the split; `training` fits the threshold rival, `test` is scored.
-        rival: also score the best thresholds, chosen on the training cases.
+        rival: also score the best thresholds, chosen on the training cases; without their images there are none.
         ignore_label: the label of voxels that nobody labelled, which are not scored.
         tolerance_mm: how far a surface may lie away and still be right, for the NSD.
         lesions: labels whose pieces are scored one by one; None takes those that name lesions.
@@ -105,7 +106,7 @@ def attach_segmentation_scores(
         if shown := _picture_cases(rows, truths, Path(output_dir)):
             draw_cases(shown, labels, run_dir / PICTURE)
             measures["picture"] = PICTURE
-        if rival:
+        if rival and all(map(has_image, cases["training"])):
             found = rivals.score_thresholds(cases["training"], cases["test"], labels)
             measures["rivals"] = {"threshold": summarise_segmentation(found)}
         write_scores(run_dir, rows, measures)

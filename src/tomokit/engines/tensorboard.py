@@ -15,7 +15,8 @@ from torch.utils.tensorboard.summary import hparams
 
 from tomokit.engines.settings import tell_scores, tell_settings
 from tomokit.errors import TomokitError
-from tomokit.pictures import draw_counts, overlay_slice
+from tomokit.pictures import draw_counts, grey_range, overlay_slice
+from tomokit.restoration import middle_slice
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,26 @@ def attach_overlays(evaluator: Engine, trainer: Engine, writer: SummaryWriter) -
             zoom = max(1, PICTURE_PIXELS // max(picture.shape))
             picture = picture.repeat(zoom, axis=0).repeat(zoom, axis=1)
             writer.add_image(f"validation/{plane}", picture, trainer.state.iteration, dataformats="HWC")
+
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, keep_first)
+    evaluator.add_event_handler(Events.COMPLETED, write)
+
+
+def attach_restored(evaluator: Engine, trainer: Engine, writer: SummaryWriter) -> None:
+    """Write the first validation case as it was, distorted and restored, side by side, at each validation."""
+    kept: dict[str, np.ndarray] = {}
+
+    def keep_first(engine: Engine) -> None:
+        if engine.state.iteration == 1:
+            kept.update({key: np.asarray(engine.state.output[0][key].cpu()) for key in ("label", "image", "pred")})
+
+    def write(_: Engine) -> None:
+        picture = np.hstack([middle_slice(own[0]).T[::-1] for own in kept.values()])
+        low, high = grey_range(kept["label"][0])
+        grey = (np.clip((picture - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+        zoom = max(1, PICTURE_PIXELS // len(grey))
+        grey = grey.repeat(zoom, axis=0).repeat(zoom, axis=1)
+        writer.add_image("validation/restored", grey, trainer.state.iteration, dataformats="HW")
 
     evaluator.add_event_handler(Events.ITERATION_COMPLETED, keep_first)
     evaluator.add_event_handler(Events.COMPLETED, write)

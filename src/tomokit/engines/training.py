@@ -19,7 +19,14 @@ from tomokit.engines.checkpoints import TrainingState, WeightAverage, load, save
 from tomokit.engines.hardware import seed_epoch, unwrap
 from tomokit.engines.progress import ProgressBar
 from tomokit.engines.settings import tell_config
-from tomokit.engines.tensorboard import attach_class_plots, attach_overlays, open_events, write_config, write_settings
+from tomokit.engines.tensorboard import (
+    attach_class_plots,
+    attach_overlays,
+    attach_restored,
+    open_events,
+    write_config,
+    write_settings,
+)
 from tomokit.errors import TomokitError
 from tomokit.files import write_json
 from tomokit.memory import keep_freed_memory
@@ -61,7 +68,7 @@ def attach_training(
             and kept; 0 averages nothing.
         labels: of a classifier the names of what it tells, `{"0": name, …}`: TensorBoard then gets its counts and
             curves (`tomokit.engines.tensorboard.attach_class_plots`).
-        task: of a classifier, as there.
+        task: of a classifier, as there; "pretraining" shows what was restored.
 
     Raises:
         TomokitError: when the checkpoint to resume from is damaged or of another network.
@@ -92,7 +99,7 @@ def attach_training(
         warnings.filterwarnings("ignore", message="`dataloader` is empty")  # MONAI's, in each validation
     if is_main_process():
         writer = open_events(str(run_dir / "tensorboard"), trainer.state.iteration + 1)
-        attach_overlays(evaluator, trainer, writer)
+        (attach_restored if task == "pretraining" else attach_overlays)(evaluator, trainer, writer)
         attach_class_plots(evaluator, trainer, writer, labels, task)
         _attach_files(state, evaluator, run_dir, writer)
     _attach_stop(state, patience)

@@ -1,8 +1,8 @@
-"""Losses that MONAI lacks: of label maps, classes, slices in sequence, pairs of scans, mended images, autoencoders."""
+"""Losses that MONAI lacks: of label maps, classes, pairs of scans, mended images, autoencoders, hidden voxels."""
 
 from tomokit.losses.adversarial import DeceptionLoss, DiscriminationLoss
 from tomokit.losses.classification import OneHotLoss, class_weights
-from tomokit.losses.restoration import RestorationLoss
+from tomokit.losses.restoration import HiddenVoxelsLoss, RestorationLoss
 from tomokit.losses.segmentation import DeepSupervision, DiceCrossEntropyLoss, merge_unlabelled
 from tomokit.losses.sequence import SequenceLoss
 from tomokit.losses.siamese import SiameseLoss
@@ -13,6 +13,7 @@ __all__ = [
     "DeepSupervision",
     "DiceCrossEntropyLoss",
     "DiscriminationLoss",
+    "HiddenVoxelsLoss",
     "OneHotLoss",
     "RestorationLoss",
     "SequenceLoss",

@@ -11,6 +11,7 @@ from tomokit.networks.dynamic import (
     dynamic_unet,
     slicewise_dynamic_unet,
 )
+from tomokit.networks.encoder import LeanEncoder
 from tomokit.networks.fusion import FusionNetwork
 from tomokit.networks.heads import TaskHeads, task_head_unet
 from tomokit.networks.inception import Inception, InceptionBlock
@@ -35,6 +36,7 @@ __all__ = [
     "Inception",
     "InceptionBlock",
     "InstanceNorm",
+    "LeanEncoder",
     "LeanUNet",
     "MeasuresAdded",
     "MinimumSize",
