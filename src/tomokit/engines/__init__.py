@@ -18,6 +18,12 @@ from tomokit.engines.hardware import (
 )
 from tomokit.engines.measuring import StructureMeasures
 from tomokit.engines.pairs import attach_pair_scores, attach_pair_table, choose_pair_decision, list_pairs
+from tomokit.engines.registration import (
+    PreparePairs,
+    attach_registration_files,
+    attach_registration_scores,
+    list_registrations,
+)
 from tomokit.engines.sampling import make_balanced_sampler
 from tomokit.engines.segmentation import attach_segmentation_scores
 from tomokit.engines.sequences import attach_shuffled_scores, attach_slice_scores, attach_slice_table
@@ -25,6 +31,7 @@ from tomokit.engines.training import attach_training
 
 __all__ = [
     "PrepareBatch",
+    "PreparePairs",
     "StructureMeasures",
     "attach_class_table",
     "attach_classification_scores",
@@ -32,6 +39,8 @@ __all__ = [
     "attach_inference",
     "attach_pair_scores",
     "attach_pair_table",
+    "attach_registration_files",
+    "attach_registration_scores",
     "attach_segmentation_scores",
     "attach_shuffled_scores",
     "attach_slice_scores",
@@ -44,6 +53,7 @@ __all__ = [
     "find_checkpoint",
     "list_explained",
     "list_pairs",
+    "list_registrations",
     "load_weights",
     "make_balanced_sampler",
     "make_sampler",
