@@ -153,14 +153,14 @@ def test_a_size_that_can_not_be_halved_is_told():
 
 def test_a_network_learns_to_find_a_known_affine_map():
     torch.manual_seed(0)
-    moving = torch.from_numpy(smooth(1, 1, 24, 24, 24, sigma=2, size=0.5)) + 0.5
+    moving = torch.from_numpy(smooth(1, 1, 16, 16, 16, sigma=2, size=0.5)) + 0.5
     matrix = torch.tensor([[[0.08, 0, 0, 1.5], [0, -0.06, 0.05, -1.0], [0, 0, 0.05, 0.5]]])
-    truth = join_affine(torch.zeros(1, 3, 24, 24, 24), matrix, 1.0)
+    truth = join_affine(torch.zeros(1, 3, 16, 16, 16), matrix, 1.0)
     fixed, mask = warp(moving, truth), torch.ones_like(moving)
     network, loss = RegistrationPyramid(3, 2, [8, 8, 8], [8, 8, 8]), RegistrationLoss(LocalCorrelation(5), 1.0)
     optimizer = torch.optim.Adam(network.parameters(), 5e-3)
     image, target = torch.cat([fixed, moving], 1), torch.cat([fixed, mask, moving, mask], 1)
-    inner = (..., slice(6, -6), slice(6, -6), slice(6, -6))
+    inner = (..., slice(4, -4), slice(4, -4), slice(4, -4))
     for _ in range(60):
         optimizer.zero_grad()
         loss(network(image), target).backward()
@@ -236,7 +236,7 @@ def test_the_loss_is_least_where_scans_and_labels_meet():
     target = torch.cat([fixed, mask, fixed_label, moving, mask, label], 1)
     for weights in ({}, {"label_weight": 1.0}):
         loss = RegistrationLoss(LocalCorrelation(5), structures=[1], **weights)
-        assert float(loss(field, target)) < 0.1 < float(loss(0 * field, target)) - 0.2
+        assert float(loss(field, target)) < 0.15 < float(loss(0 * field, target)) - 0.2
 
 
 @pytest.mark.parametrize(
@@ -499,8 +499,12 @@ def test_an_unknown_rival_is_told():
     volume = Volume(np.zeros((4, 4, 4)), np.eye(4))
     with pytest.raises(TomokitError, match="must be one of affine, bspline, demons, got 'magic'"):
         register(volume, volume, "magic")
+    evaluator = SimpleNamespace(data_loader=SimpleNamespace(dataset=[1]))
     with pytest.raises(TomokitError, match="`rivals` must be of none, affine, bspline, demons, got 'magic'"):
-        attach_registration_scores(None, "run", "best", {"test": [1]}, None, [], ["magic"])
+        attach_registration_scores(evaluator, "run", "best", {"test": [1]}, None, [], ["magic"])
+    evaluator.data_loader.dataset = []
+    with pytest.raises(TomokitError, match="a is the only test case; a pair needs two of them"):
+        attach_registration_scores(evaluator, "run", "best", {"test": [{"case": "a"}]}, None, [])
 
 
 def test_a_transform_is_read_as_it_was_made():
@@ -515,7 +519,7 @@ def test_a_transform_is_read_as_it_was_made():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "bodies"
-    phantoms.make_segmentation_set(folder, "MRI", cases=8, test_cases=2, size=24, progress=False)
+    phantoms.make_segmentation_set(folder, "MRI", cases=12, test_cases=2, size=24, progress=False)
     return folder
 
 

@@ -129,6 +129,7 @@ def select_cases(
     join_validation: bool = False,
     keep: Sequence[str] = (),
     limit: float | None = None,
+    labelled: bool = True,
 ) -> dict[str, list[Entry]]:
     """Return `{"training": entries, "validation": entries, "test": entries}`, disjoint by patient.
 
@@ -139,19 +140,20 @@ def select_cases(
     the validation cases are trained on too, by a fixed schedule, since none is left to choose an epoch by. Of an
     entry's other keys (`clinical`, `slice_labels`, one of your own) those in `keep` stay: gaps, and what is not in
     every entry, fit no plain batch. With `limit` only so many of the split's training cases are trained on
-    (`splits.limit_cases`, drawn with `seed`); lists that are given were drawn already.
+    (`splits.limit_cases`, drawn with `seed`); lists that are given were drawn already. Where nothing is learned from
+    labels, `labelled` False takes the entries without one too.
 
     Raises:
         TomokitError: when the data set, the split or a named case is absent, a patient is on two sides, there are
             fewer training cases than `limit`, or the split file keeps the hash of other cases.
     """
     folder = find_dataset(dataset_dir)
-    entries = read_entries(folder)
+    entries = read_entries(folder, labelled=labelled)
     if training is not None and validation is not None and test is not None:
         names = dict(zip(PARTS, map(list, (training, validation, test)), strict=True))
         limit = None
     else:
-        names = _names_of_split(folder, split, fold, seed, entries)
+        names = _names_of_split(folder, split, fold, seed, entries, labelled)
     by_name = {entry["case"]: entry for entry in entries}
     unknown = [f"{name} ({part})" for part in PARTS for name in names[part] if name not in by_name]
     raise_problems(f"the split names cases that {folder} does not have; make the split again", unknown)
@@ -351,7 +353,7 @@ def _resolve(folder: Path, item: Mapping[str, Any]) -> Entry:
 
 
 def _names_of_split(
-    folder: Path, split: str | Path, fold: int, seed: int, entries: Sequence[Entry]
+    folder: Path, split: str | Path, fold: int, seed: int, entries: Sequence[Entry], labelled: bool = True
 ) -> dict[str, list[str]]:
     """Return the case names of each part, read from the split file or drawn where there is none."""
     for path in (folder / split, Path(split)):
@@ -359,7 +361,7 @@ def _names_of_split(
             return read_split(path, fold, entries)
     if str(split) != "splits.json":
         raise TomokitError(f"no split file {str(split)!r}, neither in {folder} nor from here")
-    given = _read_sections(folder)
+    given = _read_sections(folder, labelled)
     training = given.pop("training")
     kept = " and ".join(part for part in given if given[part]) or "nothing"
     how = "6:2:2 by patient and label" if class_strata(training) else "6:2:2 by patient"

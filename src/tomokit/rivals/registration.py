@@ -51,6 +51,7 @@ def _affine(sitk: Any, fixed: Any, moving: Any) -> Any:
     )
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
+    method.SetNumberOfThreads(1)
     method.SetMetricSamplingStrategy(method.RANDOM)
     method.SetMetricSamplingPercentage(SAMPLED, SEED)
     method.SetInterpolator(sitk.sitkLinear)
@@ -69,6 +70,7 @@ def _bspline(sitk: Any, fixed: Any, moving: Any, affine: Any) -> Any:
     spline = sitk.BSplineTransformInitializer(fixed, knots, order=3)
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
+    method.SetNumberOfThreads(1)  # sums of several come out a little different each time
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsLBFGS2(numberOfIterations=40)
     method.SetMovingInitialTransform(affine)
@@ -79,7 +81,8 @@ def _bspline(sitk: Any, fixed: Any, moving: Any, affine: Any) -> Any:
 def _demons(sitk: Any, fixed: Any, moving: Any, affine: Any) -> Any:
     """Return the affine transform behind a diffeomorphic demons'."""
     moved = sitk.Resample(moving, fixed, affine, sitk.sitkLinear, 0.0)
-    seen = sitk.Resample(moving * 0 + 1, fixed, affine, sitk.sitkNearestNeighbor, 0.0)
+    whole = sitk.Cast(moving * 0 + 1, sitk.sitkUInt8)
+    seen = sitk.Resample(whole, fixed, affine, sitk.sitkNearestNeighbor, 0.0)
     filled = sitk.Mask(moved, seen) + sitk.Mask(fixed, seen == 0)  # nothing pulls where the moving scan ends
     demons = sitk.DiffeomorphicDemonsRegistrationFilter()
     demons.SetNumberOfIterations(DEMONS_STEPS)
