@@ -21,6 +21,12 @@ from tomokit.engines.hardware import (
 )
 from tomokit.engines.measuring import StructureMeasures
 from tomokit.engines.pairs import attach_pair_scores, attach_pair_table, choose_pair_decision, list_pairs
+from tomokit.engines.registration import (
+    PreparePairs,
+    attach_registration_files,
+    attach_registration_scores,
+    list_registrations,
+)
 from tomokit.engines.restorations import attach_restoration_scores, attach_restorations
 from tomokit.engines.sampling import make_balanced_sampler
 from tomokit.engines.segmentation import attach_segmentation_scores
@@ -30,6 +36,7 @@ from tomokit.engines.training import attach_training
 __all__ = [
     "AdversarialTrainer",
     "PrepareBatch",
+    "PreparePairs",
     "StructureMeasures",
     "attach_anomaly_scores",
     "attach_anomaly_table",
@@ -40,6 +47,8 @@ __all__ = [
     "attach_inference",
     "attach_pair_scores",
     "attach_pair_table",
+    "attach_registration_files",
+    "attach_registration_scores",
     "attach_restoration_scores",
     "attach_restorations",
     "attach_segmentation_scores",
@@ -55,6 +64,7 @@ __all__ = [
     "find_checkpoint",
     "list_explained",
     "list_pairs",
+    "list_registrations",
     "load_weights",
     "make_balanced_sampler",
     "make_sampler",

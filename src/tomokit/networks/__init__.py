@@ -17,6 +17,7 @@ from tomokit.networks.heads import TaskHeads, task_head_unet
 from tomokit.networks.inception import Inception, InceptionBlock
 from tomokit.networks.measures import MeasuresAdded
 from tomokit.networks.padding import MinimumSize, PaddedNetwork
+from tomokit.networks.registration import RegistrationPyramid
 from tomokit.networks.residual import ResidualStage, slim_vnet
 from tomokit.networks.restoration import BiasFreeUNet, Residual, Unshuffled
 from tomokit.networks.separable import separable_unet
@@ -42,6 +43,7 @@ __all__ = [
     "MinimumSize",
     "PaddedNetwork",
     "PlainCNN",
+    "RegistrationPyramid",
     "Residual",
     "ResidualStage",
     "Segmenter",
