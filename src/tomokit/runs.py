@@ -147,7 +147,8 @@ def hash_cases(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     digest = hashlib.sha256()
     for entry in sorted(chain.from_iterable(cases.values()), key=lambda entry: str(entry["case"])):
         images = [entry["image"]] if isinstance(entry["image"], str) else entry["image"]
-        digest.update(f"{entry['case']} {entry['label'] if not isinstance(entry['label'], str) else ''}".encode())
+        label = entry.get("label", "")
+        digest.update(f"{entry['case']} {label if not isinstance(label, str) else ''}".encode())
         for key in LEARNED:
             if entry.get(key):
                 digest.update(json.dumps(entry[key], sort_keys=True, default=str).encode())
@@ -239,14 +240,20 @@ def _fit_metadata(path: Path, config: Mapping[str, Any]) -> None:
     """Make the run's metadata tell the run's own label map and modality."""
     content = read_json(path)
     tensors = content["network_data_format"]
-    if "labels" in config:
+    if "labels" in config and "structures" not in config:
         tensors["outputs"]["pred"] |= {"num_channels": len(config["labels"]), "channel_def": dict(config["labels"])}
     if "modality" in config:
-        kinds = [str(kind) for kind in config["modality"]]
+        kinds = input_kinds(config)
         channels = {str(number): kind for number, kind in enumerate(kinds)}
         own = {"num_channels": len(kinds), "modality": ", ".join(kinds), "channel_def": channels}
         tensors["inputs"]["image"] |= own | ({} if kinds == ["CT"] else {"format": "magnitude"})
     write_json(path, content)
+
+
+def input_kinds(config: Mapping[str, Any]) -> list[str]:
+    """Return the modality of each channel that a network takes; in a registration one may stand for both scans."""
+    kinds = [str(kind) for kind in config.get("modality", [])]
+    return kinds * 2 if "structures" in config and len(kinds) == 1 else kinds
 
 
 def _processor() -> str:
