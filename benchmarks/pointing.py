@@ -26,7 +26,7 @@ from rich.table import Table
 
 from tomokit.bundles import find_bundle
 from tomokit.catalogue import get_dataset
-from tomokit.explain import near_mask, pointing_hit
+from tomokit.explain import EXTENT, near_mask, pointing_hit
 from tomokit.files import read_json
 from tomokit.geometry import spacing_from_affine
 from tomokit.phantoms import Phantom, make_bleed_case, make_classification_case
@@ -53,7 +53,7 @@ class Way(NamedTuple):
     """A way to make maps: what `modes/explain` gets."""
 
     method: str
-    extent: int = 2
+    extent: int = EXTENT
 
 
 DATASETS = {
@@ -63,9 +63,9 @@ DATASETS = {
 WAYS = {
     "Grad-CAM": Way("gradcam"),
     "Grad-CAM, a layer of 4 voxels or more": Way("gradcam", 4),
-    "Grad-CAM, of 8 or more": Way("gradcam", 8),
+    "Grad-CAM, of 2 or more": Way("gradcam", 2),
     "Grad-CAM++, of 4 or more": Way("gradcam++", 4),
-    "occlusion": Way("occlusion"),
+    "occlusion": Way("occlusion", 2),
 }
 
 

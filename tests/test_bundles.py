@@ -31,6 +31,8 @@ NETWORKS = {
     "sequence": "attention forward last_state logsumexp lstm max slices whole_volume",
     "fusion": "concatenate film image_only record_only",
     "longitudinal": "resnet inception",
+    "enhancement": "",
+    "anomaly": "vae",
 }
 LAYERED = [(bundle, f"networks/{name}") for bundle, names in NETWORKS.items() for name in names.split()]
 # whose checkpoints would take gigabytes; their width is tested without weights, in test_classifiers
@@ -38,7 +40,9 @@ WIDE = ("networks/resnet10", "networks/resnet18", "networks/resnet34", "networks
 HEAVY = ("networks/vnet", "networks/senet", "networks/swin_unetr")  # of which an average would be one more copy
 # of the small sets below; coarse slices, as those phantoms have them
 OPTIONS = {"segmentation": SIZES, "sequence": {"spacing": [8.0, 8.0, -1], "image_size": [24, 24, -1]}}
-OPTIONS |= {"longitudinal": {"image_size": [16, 16, 16]}}
+OPTIONS |= {"longitudinal": {"image_size": [16, 16, 16]}, "anomaly": {"modality": ["CT"]}}
+OPTIONS |= {"enhancement": {"patch_size": [16, 16, 16], "window": [32, 32, 32], "filters": [8, 8]}}
+KEYS = {"segmentation": ("dice", 1), "enhancement": ("psnr", 100)}  # the score of all cases, and the most it can be
 MEASURED = ("classification", "sequence", "fusion")  # beside which stand rivals that see measures
 
 
@@ -50,8 +54,9 @@ def data(tmp_path_factory) -> dict[str, str]:
     phantoms.make_bleed_set(folder / "heads", cases=14, test_cases=6, size=24, progress=False)
     phantoms.make_record_set(folder / "records", cases=24, test_cases=6, size=16, progress=False)
     phantoms.make_followup_set(folder / "pairs", cases=16, test_cases=4, size=16, change=(0.2, 0.3), progress=False)
-    names = {"segmentation": "volumes", "classification": "shapes", "sequence": "heads"}
-    names |= {"fusion": "records", "longitudinal": "pairs"}
+    phantoms.make_segmentation_set(folder / "scans", "MRI", cases=6, test_cases=2, size=32, progress=False)
+    names = {"enhancement": "scans", "segmentation": "volumes", "classification": "shapes", "sequence": "heads"}
+    names |= {"fusion": "records", "longitudinal": "pairs", "anomaly": "volumes"}
     return {bundle: str(folder / name) for bundle, name in names.items()}
 
 
@@ -104,9 +109,11 @@ def test_a_network_trains_and_is_scored(bundle, layer, data, tmp_path):
 
 
 def check_scores(bundle: str, run: Path, **options: Any) -> None:
-    follow(bundle, run, "evaluate", **({"feature_models": []} if bundle in MEASURED else {}), **options)
+    few = {"feature_models": []} if bundle in MEASURED else {"rivals": ["gaussian"]} if bundle == "enhancement" else {}
+    follow(bundle, run, "evaluate", **few, **options)
     measures = json.loads((run / "metrics.json").read_text())
-    assert 0 <= measures["summary"]["dice" if bundle == "segmentation" else "auc"]["mean"] <= 1
+    key, most = KEYS.get(bundle, ("auc", 1))
+    assert 0 <= measures["summary"][key]["mean"] <= most
     assert measures["checkpoint"].startswith("best.pt, epoch ")
 
 

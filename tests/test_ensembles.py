@@ -14,6 +14,7 @@ from bundle_runs import SMALL_UNET, follow, layer, train, weights
 from torch import nn
 
 from tomokit import phantoms
+from tomokit.checks import read_range
 from tomokit.engines.checkpoints import save
 from tomokit.ensembles import Ensemble, gather_folds, join_runs, list_runs, read_rows
 from tomokit.errors import TomokitError
@@ -111,6 +112,18 @@ def test_an_ensemble_joined_anew_keeps_no_score_of_the_old_one(tmp_path):
     join_runs(runs, ensemble)
     assert not any((ensemble / name).exists() for name in [*stale, "predictions"])
     assert len(json.loads((ensemble / "environment.json").read_text())["members"]) == 3
+
+
+def test_the_range_of_an_ensemble_is_that_of_all_its_members(tmp_path):
+    runs = [make_run(tmp_path / f"fold_{i}", i) for i in range(2)]
+    grid = {name: [[1.0, 2.0]] * 3 for name in ("spacing_mm", "extent_mm", "voxels")}
+    own = {"cases": 1, "modality": ["CT"], **grid, "intensity": [None]}
+    for run, high in zip(runs, (2.0, 5.0), strict=True):
+        write_json(run / "range.json", own | {"voxels": [[1.0, high]] * 3})
+    known = read_range(join_runs(runs, tmp_path / "ensemble"))
+    assert known == own | {"cases": 2, "voxels": [[1.0, 5.0]] * 3}
+    (runs[1] / "range.json").unlink()  # of an earlier version: nothing is known of what it saw
+    assert read_range(join_runs(runs, tmp_path / "ensemble")) is None
 
 
 def test_an_ensemble_does_the_postprocessing_that_all_members_agree_on(tmp_path, capsys):

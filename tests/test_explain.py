@@ -107,11 +107,11 @@ def test_a_map_points_to_the_only_corner_that_is_looked_at(method, place):
 def test_grad_cam_is_the_coarse_map_interpolated(plus):
     image = torch.zeros(1, 1, 4, 4)
     image[0, 0, :2, :2], image[0, 0, 2:, :2] = 4, 2  # the map of features is [[4, 0], [2, 0]]
-    heat = grad_cam(Coarse(), image, 0, plus=plus)[0]
+    heat = grad_cam(Coarse(), image, 0, 2, plus)[0]
     down = np.array([1, 0.875, 0.625, 0.5])  # a voxel's centre lies a quarter and three quarters between two features'
     np.testing.assert_allclose(heat, down[:, None] * [1, 0.75, 0.25, 0], atol=1e-6)
-    assert grad_cam(Coarse(), image, 1, plus=plus).max() == 0
-    np.testing.assert_allclose(grad_cam(Coarse(1e4), image, 0, plus=plus)[0], heat, atol=1e-5)  # logits of 1e4
+    assert grad_cam(Coarse(), image, 1, 2, plus).max() == 0
+    np.testing.assert_allclose(grad_cam(Coarse(1e4), image, 0, 2, plus)[0], heat, atol=1e-5)  # logits of 1e4
 
 
 def test_occlusion_of_a_linear_network_is_what_its_patches_add():
@@ -180,11 +180,11 @@ def test_networks_that_read_sequences_are_told_to_take_occlusion():
     heads = {"hidden_size": 8, "mlp_dim": 8, "num_layers": 1, "num_heads": 2, "num_classes": 2}
     vit = ViTClassifier(ViT(1, [8] * 3, [4] * 3, classification=True, post_activation=None, **heads))
     with pytest.raises(TomokitError, match=r"ViTClassifier reads its last feature map .*patch_embeddings.* as a seq"):
-        grad_cam(vit, image, 0)
+        grad_cam(vit, image, 0, 2)
     encoder = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
     sequence = VolumeLogits(WindowSequence(encoder, 4, 2, hidden=4))
     with pytest.raises(TomokitError, match=r"VolumeLogits has no layer .* of 2 or more voxels .*take occlusion"):
-        grad_cam(sequence, image, 0)
+        grad_cam(sequence, image, 0, 2)
     for network in (vit, sequence):
         assert occlusion_map(network.eval(), image, 0).shape == (1, 8, 8, 8)
 

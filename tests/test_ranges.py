@@ -10,7 +10,7 @@ from bundle_runs import config
 from ignite.engine import Engine
 from monai.data import DataLoader, Dataset
 
-from tomokit.checks import check_case, describe_range, find_outside, ranges, read_range, write_range
+from tomokit.checks import check_case, describe_range, find_outside, join_ranges, ranges, read_range, write_range
 from tomokit.checks.cases import Expected
 from tomokit.engines import attach_class_table
 from tomokit.engines.checkpoints import save
@@ -65,6 +65,16 @@ def test_the_range_is_of_each_axis_and_each_percentile(three):
     (intensity,) = found["intensity"]
     assert (intensity["p01"], intensity["p50"]) == ([-1000, -1000], [-500, -500])
     assert intensity["p99"] == pytest.approx([0.98 * 200, 0.98 * 400], abs=2)
+
+
+def test_the_joined_range_of_two_parts_is_that_of_the_whole(three):
+    parts = [describe_range(three[:1], ["CT"]), describe_range(three[1:], ["CT"])]
+    assert join_ranges(parts, 3) == describe_range(three, ["CT"])
+    unknown = {**parts[1], "intensity": [None]}
+    assert join_ranges([parts[0], unknown], 3)["intensity"] == parts[0]["intensity"]
+    assert join_ranges([unknown, unknown], 3)["intensity"] == [None]
+    with pytest.raises(TomokitError, match="no range to join"):
+        join_ranges([], 0)
 
 
 def test_axes_are_the_patients(make_case, write_volume):

@@ -233,7 +233,7 @@ def test_a_release_of_a_padded_network_whose_windows_need_none_is_the_network(un
 def test_the_layout_is_the_zoos_and_the_checksums_hold(plain_zip, unpacked):
     files = read_tree(unpacked)
     more = {"configs/inference_monai.json", "models/model.ts", "models/model.onnx", "models/postprocessing.json"}
-    more |= {"models/held_out.json"}
+    more |= {"models/held_out.json", "models/range.json"}
     assert set(files) == set(ZOO.split()) | more
     lines = files.pop("checksums").decode().splitlines()
     assert lines == [f"{hashlib.sha256(files[name]).hexdigest()}  {name}" for name in sorted(files)]

@@ -14,6 +14,8 @@ from tomokit.files import write_json, write_table, write_text
 from tomokit.held_out import Promise, promise_classes, score_classes
 from tomokit.metrics import summarise_classification, summarise_labels, summarise_regression, summarise_segmentation
 from tomokit.report import write_report
+from tomokit.report.checklist import checklist
+from tomokit.report.content import read_finished
 from tomokit.report.slices import choose_slices, make_viewer
 from tomokit.report.tables import show
 
@@ -134,6 +136,23 @@ def test_the_gaps_are_named(tmp_path):
         assert f'<span class="open">open:</span> {remedy}' in page
     assert "2 training, 1 validation, 12 test cases" in page
     assert "The data set nowhere is not here" in page
+
+
+@pytest.mark.parametrize(
+    ("network", "told"),
+    [
+        ({"_target_": "DynUNet"}, "DynUNet"),
+        ({"_target_": "add_dropout", "network": {"_target_": "ResNet", "layers": [1]}}, "ResNet in add_dropout"),
+        ({"_target_": "FusionNetwork", "image_network": "@images"}, "DenseNet121 in FusionNetwork"),
+        ({"_target_": "FusionNetwork", "image_network": "@absent"}, "FusionNetwork"),
+        (None, ""),
+    ],
+)
+def test_the_network_is_named_with_what_stands_around_it(network, told, tmp_path):
+    run = read_finished(segmentation_run(tmp_path / "run"))
+    config = run.config | {"network_def": network, "images": {"_target_": "DenseNet121"}}
+    items = {item.asks: item.answer for item in checklist(run._replace(config=config))}
+    assert items["Which network, exactly?"] == told
 
 
 def test_a_classification_page_has_curves_promises_and_kinds(tmp_path):

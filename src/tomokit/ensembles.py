@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tomokit import configs
+from tomokit.checks import join_ranges, read_range
+from tomokit.checks.ranges import FILE as RANGE_FILE
 from tomokit.decisions import FILE as DECISION_FILE
 from tomokit.engines.checkpoints import find_checkpoint, load, save, weights_of
 from tomokit.errors import TomokitError, raise_problems
@@ -27,7 +29,7 @@ SHARED_KEYS = (
 )  # fmt: skip
 TEXT_COLUMNS = ("case", "patient", "class", "truth")
 # what an earlier ensemble left that tells of other networks; `predictions/` too
-STALE = (FILE, DECISION_FILE, "metrics.json", "cases.csv", "lesions.csv", "overlay.png")
+STALE = (FILE, DECISION_FILE, RANGE_FILE, "metrics.json", "cases.csv", "lesions.csv", "overlay.png")
 SMALLEST = 1e-12  # a probability whose logarithm is finite, also after a float32 sum
 
 
@@ -127,6 +129,9 @@ def join_runs(runs: str | Path | Sequence[str | Path], run_dir: str | Path, chec
     save(joined, run_dir / "checkpoints" / "best.pt")
     if steps:
         write_json(run_dir / FILE, {"steps": {str(value): step._asdict() for value, step in steps.items()}})
+    ranges = [known for folder in folders if (known := read_range(folder)) is not None]
+    if len(ranges) == len(folders):
+        write_json(run_dir / RANGE_FILE, join_ranges(ranges, len(cases["training"])))
     print(f"ensemble of {len(folders)} runs: {run_dir}", flush=True)
     return run_dir
 

@@ -24,6 +24,7 @@ from tomokit.errors import TomokitError
 METHODS = ("gradcam", "gradcam++", "occlusion")
 MOST_PASSES = 1000  # of the network, for one map of occlusion
 PARTS = 4  # patches that an axis holds side by side, where no size is given
+EXTENT = 8  # voxels along each axis of the layer that Grad-CAM explains, at least: coarser maps miss (docs/evidence.md)
 ALIKE = 0.5  # rank correlation with an untrained network's maps from which on a map does not depend on the weights
 BLUR = 8  # the part of an axis that is the deviation of the blur: 1/8
 BATCH = 16
@@ -81,7 +82,7 @@ class Pointing(NamedTuple):
 # ------------------------------------------------------------------------------------------------------- maps
 
 
-def make_explainer(method: str, extent: int = 2) -> Explainer:
+def make_explainer(method: str, extent: int = EXTENT) -> Explainer:
     """Return the function that makes a map of (network, image, class index) by one of `METHODS`.
 
     `extent` is that of `find_layer`; occlusion has no use for it.
@@ -97,7 +98,7 @@ def make_explainer(method: str, extent: int = 2) -> Explainer:
     return functools.partial(grad_cam, extent=extent, plus=method == "gradcam++")
 
 
-def grad_cam(network: nn.Module, image: Tensor, class_index: int, extent: int = 2, plus: bool = False) -> Tensor:
+def grad_cam(network: nn.Module, image: Tensor, class_index: int, extent: int = EXTENT, plus: bool = False) -> Tensor:
     """Return the map of a class by Grad-CAM or, with `plus`, Grad-CAM++, (1, X, Y[, Z]), 0–1.
 
     It is as coarse as the layer that `find_layer` finds, and interpolated linearly. It is 0 everywhere where nothing
@@ -170,7 +171,7 @@ def occlusion_map(
     return _scaled(torch.where(fall > ROUNDING * (1 + abs(before.item())), fall, 0 * fall))
 
 
-def find_layer(network: nn.Module, image: Tensor, extent: int = 2) -> str:
+def find_layer(network: nn.Module, image: Tensor, extent: int = EXTENT) -> str:
     """Return the name of the last module whose output is a map of features with room in it.
 
     That is (1, features, X', Y'[, Z']) with `extent` voxels or more along each axis (or all that the image has).
@@ -202,7 +203,7 @@ def find_layer(network: nn.Module, image: Tensor, extent: int = 2) -> str:
     why = (
         f"reads its last feature map ({found}) as a sequence ({reader})"
         if found
-        else f"has no layer with a feature map of {extent} or more voxels along each axis"
+        else f"has no layer with a feature map of {extent} or more voxels (`extent`) along each axis"
     )
     raise TomokitError(
         f"Grad-CAM can't explain this network: {_name_of(network)} {why}, of an image {tuple(image.shape)}; take "

@@ -12,6 +12,7 @@ from tomokit.augmentation.distortions import (
     BatchRandShuffledBlocksd,
 )
 from tomokit.augmentation.fixed import FixedDraws
+from tomokit.augmentation.foreign import BatchRandForeignPatchesd
 from tomokit.augmentation.intensity import (
     BatchRandBiasFieldd,
     BatchRandBrightnessd,
@@ -36,6 +37,7 @@ __all__ = [
     "BatchRandBrightnessd",
     "BatchRandContrastd",
     "BatchRandFlipd",
+    "BatchRandForeignPatchesd",
     "BatchRandGammad",
     "BatchRandGaussianNoised",
     "BatchRandGaussianSmoothd",

@@ -110,7 +110,7 @@ def apply_bias(image: Tensor, controls: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------- changes of drawn samples
 
 
-def _change_drawn(
+def change_drawn(
     transform: Any,
     data: Mapping[Hashable, Any],
     draw: Callable[[torch.Size], Tensor],
@@ -154,7 +154,7 @@ class BatchRandGaussianNoised(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the batch with noise in the drawn samples."""
-        return _change_drawn(self, data, lambda shape: draw_uniform(shape[:2], self.std_range), add_noise)
+        return change_drawn(self, data, lambda shape: draw_uniform(shape[:2], self.std_range), add_noise)
 
 
 class BatchRandGaussianSmoothd(MapTransform):
@@ -176,7 +176,7 @@ class BatchRandGaussianSmoothd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the batch with the drawn samples smoothed."""
-        return _change_drawn(self, data, lambda shape: draw_uniform(shape[:2], self.sigma_range), smooth)
+        return change_drawn(self, data, lambda shape: draw_uniform(shape[:2], self.sigma_range), smooth)
 
 
 class BatchRandBrightnessd(MapTransform):
@@ -198,7 +198,7 @@ class BatchRandBrightnessd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the batch with the drawn samples multiplied."""
-        return _change_drawn(self, data, lambda shape: draw_factors(shape[:2], self.factor_range), multiply)
+        return change_drawn(self, data, lambda shape: draw_factors(shape[:2], self.factor_range), multiply)
 
 
 class BatchRandShiftIntensityd(MapTransform):
@@ -220,7 +220,7 @@ class BatchRandShiftIntensityd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the batch with the drawn samples shifted in intensity."""
-        return _change_drawn(self, data, lambda shape: draw_uniform(shape[:2], self.offset_range), shift_intensity)
+        return change_drawn(self, data, lambda shape: draw_uniform(shape[:2], self.offset_range), shift_intensity)
 
 
 class BatchRandContrastd(MapTransform):
@@ -254,7 +254,7 @@ class BatchRandContrastd(MapTransform):
         def change(image: Tensor, factors: Tensor) -> Tensor:
             return change_contrast(image, factors, self.preserve_range)
 
-        return _change_drawn(self, data, lambda shape: draw_factors(shape[:2], self.factor_range), change)
+        return change_drawn(self, data, lambda shape: draw_factors(shape[:2], self.factor_range), change)
 
 
 class BatchRandGammad(MapTransform):
@@ -291,7 +291,7 @@ class BatchRandGammad(MapTransform):
         def change(image: Tensor, gammas: Tensor) -> Tensor:
             return change_gamma(image, gammas, self.invert_image, self.retain_stats)
 
-        return _change_drawn(self, data, lambda shape: draw_factors(shape[:2], self.gamma_range), change)
+        return change_drawn(self, data, lambda shape: draw_factors(shape[:2], self.gamma_range), change)
 
 
 class BatchRandLowResolutiond(MapTransform):
@@ -325,7 +325,7 @@ class BatchRandLowResolutiond(MapTransform):
         def change(image: Tensor, zooms: Tensor) -> Tensor:
             return lower_resolution(image, zooms, self.axes)
 
-        return _change_drawn(self, data, lambda shape: draw_uniform(shape[:2], self.zoom_range), change)
+        return change_drawn(self, data, lambda shape: draw_uniform(shape[:2], self.zoom_range), change)
 
 
 class BatchRandBiasFieldd(MapTransform):
@@ -358,4 +358,4 @@ class BatchRandBiasFieldd(MapTransform):
             strengths = draw_uniform((*shape[:2], *[1] * (len(shape) - 2)), self.strength_range)
             return strengths * draw_uniform((*shape[:2], *[self.points] * (len(shape) - 2)), (-1.0, 1.0))
 
-        return _change_drawn(self, data, draw, apply_bias)
+        return change_drawn(self, data, draw, apply_bias)

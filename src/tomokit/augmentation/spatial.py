@@ -142,6 +142,7 @@ class BatchRandSpatiald(MapTransform):
         padding_mode: what lies outside: "border", "reflection" or "zeros"; one, or one for each key.
         spatial_size: the size of the result in voxels, cut from the centre of a larger image, so that what turns in
             is image and not padding; None keeps the size.
+        allow_missing_keys: whether a batch may lack a key.
 
     Raises:
         TomokitError: when an argument is out of its range, or a deformation could fold the image.
@@ -165,8 +166,9 @@ class BatchRandSpatiald(MapTransform):
         spacing: Sequence[float] | None = None,
         padding_mode: str | Sequence[str] = "border",
         spatial_size: Sequence[int] | None = None,
+        allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys)
+        super().__init__(keys, allow_missing_keys)
         self.modes = _check_words("mode", mode, MODES, len(self.keys))
         self.padding_modes = _check_words("padding_mode", padding_mode, PADDINGS, len(self.keys))
         self.rotate_prob = check_probability("rotate_prob", rotate_prob)

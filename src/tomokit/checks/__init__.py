@@ -2,7 +2,7 @@
 
 from tomokit.checks.dataset import Report, check_dataset
 from tomokit.checks.findings import KINDS, Finding, render_kinds
-from tomokit.checks.ranges import describe_range, find_outside, read_range, write_range
+from tomokit.checks.ranges import describe_range, find_outside, join_ranges, read_range, write_range
 from tomokit.checks.training import check_case, check_cases, describe_mismatch, size_at_spacing
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "describe_mismatch",
     "describe_range",
     "find_outside",
+    "join_ranges",
     "read_range",
     "render_kinds",
     "size_at_spacing",

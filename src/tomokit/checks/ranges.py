@@ -113,6 +113,22 @@ def read_range(run_dir: str | Path) -> dict[str, Any] | None:
     return dict(content)
 
 
+def join_ranges(ranges: Sequence[Range], cases: int) -> dict[str, Any]:
+    """Return the range of what several runs were trained on, `cases` in all, of modalities that are alike.
+
+    Raises:
+        TomokitError: when there is no range.
+    """
+    if not ranges:
+        raise TomokitError("no range to join, got an empty list")
+    found: dict[str, Any] = {"cases": cases, "modality": ranges[0]["modality"]}
+    for name in GRID:
+        limits = np.array([own[name] for own in ranges])
+        found[name] = np.stack([limits[..., 0].min(axis=0), limits[..., 1].max(axis=0)], axis=1).tolist()
+    found["intensity"] = [_joined(channels) for channels in zip(*(own["intensity"] for own in ranges), strict=True)]
+    return found
+
+
 def find_outside(known: Range, image: Image) -> list[str]:
     """Return a sentence for each quantity of a new scan that lies outside the training cases' range; none outside it.
 
@@ -197,3 +213,11 @@ def _range_of(channels: Sequence[Mapping[str, float] | None]) -> dict[str, list[
     if not own:
         return None
     return {name: [min(one[name] for one in own), max(one[name] for one in own)] for name in INTENSITIES}
+
+
+def _joined(channels: Sequence[Mapping[str, Sequence[float]] | None]) -> dict[str, list[float]] | None:
+    """Return the range of the percentiles of one image over several ranges; None if none has it."""
+    own = [channel for channel in channels if channel is not None]
+    if not own:
+        return None
+    return {name: [min(one[name][0] for one in own), max(one[name][1] for one in own)] for name in INTENSITIES}

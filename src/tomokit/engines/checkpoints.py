@@ -119,7 +119,12 @@ class TrainingState:
             "scaler": None if scaler is None else scaler.state_dict(),
             "best": {"epoch": self.best_epoch, "metric": self.best_metric, "network": self.best_weights},
             "history": self.history,
+            "companions": {name: part.state_dict() for name, part in self._companions().items()},
         }
+
+    def _companions(self) -> dict[str, Any]:
+        """Return what the trainer trains beside the network, such as a discriminator and its optimizer."""
+        return dict(getattr(self.trainer, "companions", {}))
 
     def restore(self, content: dict[str, Any]) -> None:
         """Take everything back from `content`, as it was at the end of the saved epoch."""
@@ -128,6 +133,8 @@ class TrainingState:
             self.average.load_state_dict(content["average"])
         self.trainer.optimizer.load_state_dict(content["optimizer"])
         self.lr_scheduler.load_state_dict(content["lr_scheduler"])
+        for name, part in self._companions().items():
+            part.load_state_dict(content["companions"][name])
         self.trainer.state.epoch = content["epoch"]
         self.trainer.state.iteration = content["iteration"]
         best = content["best"]

@@ -18,6 +18,7 @@ from tomokit.engines.hardware import plain, unwrap
 from tomokit.engines.progress import ProgressBar
 from tomokit.errors import TomokitError
 from tomokit.explain import (
+    EXTENT,
     Explainer,
     Randomisation,
     insertion_deletion,
@@ -129,7 +130,7 @@ def attach_explanations(
     labels: Mapping[str, str],
     task: str = "classes",
     method: str = "gradcam",
-    extent: int = 2,
+    extent: int = EXTENT,
     inputs: Sequence[str] = (),
     tolerance_mm: float = 0.0,
     seed: int = 0,

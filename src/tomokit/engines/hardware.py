@@ -134,6 +134,7 @@ class PrepareBatch(MonaiPrepareBatch):
     Args:
         augmentation: a transform of the whole batch, `{"image": (B, C, X, Y[, Z]), "label": …}`, or None.
         extra: keys of what the network takes beside the image, in the order of its arguments, such as `["record"]`.
+        context: keys of what the augmentation alone is told, such as `["spacing"]`.
 
     Raises:
         TomokitError: when a batch lacks one of `extra`.
@@ -143,9 +144,11 @@ class PrepareBatch(MonaiPrepareBatch):
         self,
         augmentation: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
         extra: Sequence[str] = (),
+        context: Sequence[str] = (),
     ) -> None:
         self.augmentation = augmentation
         self.extra = tuple(extra)
+        self.context = tuple(context)
 
     def __call__(
         self,
@@ -160,7 +163,7 @@ class PrepareBatch(MonaiPrepareBatch):
             raise TomokitError(f"the network takes {lacking} of a case, which the preprocessing does not make")
         batch: dict[str, Tensor] = {
             key: plain(torch.as_tensor(batchdata[key])).to(device, non_blocking=non_blocking, **kwargs)
-            for key in ("image", "label", *self.extra)
+            for key in ("image", "label", *self.extra, *self.context)
             if key in batchdata
         }
         if self.augmentation is not None:

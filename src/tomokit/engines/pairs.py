@@ -58,14 +58,7 @@ def list_pairs(inputs: str | Path | Sequence[Any]) -> list[Entry]:
         TomokitError: when a file is absent or no NIfTI file, scans are no pairs or of one name, or the scans of a pair
             lie on different grids.
     """
-    given: list[Any] = _pairs_in(Path(inputs)) if isinstance(inputs, str | Path) else list(inputs)
-    if len(given) == 2 and all(isinstance(item, str | Path) for item in given):
-        given = [given]
-    raise_problems(
-        "`input` must be pairs of scans, such as [[first.nii.gz, second.nii.gz]]",
-        [f"{item!r} is no pair" for item in given if isinstance(item, str | Path) or len(item) != 2],
-    )
-    entries = list_inputs(given)
+    entries = list_inputs(pairs_of(inputs))
     problems = []
     for entry in entries:
         first, second = (read_header(path) for path in entry["image"])
@@ -76,6 +69,22 @@ def list_pairs(inputs: str | Path | Sequence[Any]) -> list[Entry]:
         problems,
     )
     return entries
+
+
+def pairs_of(inputs: str | Path | Sequence[Any]) -> list[Any]:
+    """Return the two files of each pair that `input` names: pairs of files, one pair, or a folder of them.
+
+    Raises:
+        TomokitError: when scans are no pairs.
+    """
+    given: list[Any] = _pairs_in(Path(inputs)) if isinstance(inputs, str | Path) else list(inputs)
+    if len(given) == 2 and all(isinstance(item, str | Path) for item in given):
+        given = [given]
+    raise_problems(
+        "`input` must be pairs of scans, such as [[first.nii.gz, second.nii.gz]]",
+        [f"{item!r} is no pair" for item in given if isinstance(item, str | Path) or len(item) != 2],
+    )
+    return given
 
 
 def choose_pair_decision(evaluator: Any, run_dir: str | Path, rate: float = 0.05) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ order and direction. So a source voxel's place is found by axis, from the two af
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -74,6 +74,31 @@ def relate_grids(
 def same_grid(shape: Sequence[int]) -> tuple[Axis, ...]:
     """Return the axes of a grid of that shape on itself."""
     return tuple(Axis(axis, np.arange(length, dtype=float)) for axis, length in enumerate(shape))
+
+
+def turn_back(
+    values: NDArray[Any], affine: ArrayLike, source_shape: Sequence[int], source_affine: ArrayLike
+) -> NDArray[Any]:
+    """Return an array (X, Y[, Z]) with its axes in the source's order and direction: a view, nothing is resampled.
+
+    Args:
+        values: on a grid whose voxels are the source's, turned.
+        affine: (4, 4) of that grid, from voxel index to world.
+        source_shape: (X, Y[, Z]) of the source.
+        source_affine: (4, 4) of the source.
+
+    Raises:
+        TomokitError: when a voxel of the source is none of the grid's.
+    """
+    axes = relate_grids(values.shape, affine, source_shape, source_affine)
+    whole = [np.array_equal(np.sort(axis.places), np.arange(n)) for axis, n in zip(axes, values.shape, strict=True)]
+    if not all(whole):
+        raise TomokitError(
+            f"a prediction of {values.shape} voxels does not lie on its source of {tuple(source_shape)}: it was "
+            "resampled, padded or cropped; leave that out of the preprocessing"
+        )
+    forward = tuple(slice(None, None, 1 if axis.places[0] <= axis.places[-1] else -1) for axis in axes)
+    return values[forward].transpose(np.argsort([axis.source for axis in axes]))
 
 
 class Stretch(NamedTuple):

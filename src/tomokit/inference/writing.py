@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tomokit.errors import TomokitError
 from tomokit.files import replacing
+from tomokit.inference.grids import turn_back
 from tomokit.inference.scans import first_image
 from tomokit.inference.slab_inferer import SlabInferer
 from tomokit.volumes import ITK, NIFTI, suffix_of, write_volume
@@ -28,29 +29,50 @@ _waiting: list[Future[None]] = []
 
 
 class WritePredictiond(MapTransform):
-    """Writes a label map on its source's own grid as `<output_dir>/<case>.nii.gz`, whole or not at all.
+    """Writes a label map or an image on its source's own grid as `<output_dir>/<case>.nii.gz`, whole or not at all.
 
-    Sources in NRRD or MetaImage get theirs in that format; DICOM gets NIfTI. The label map (1, X, Y, Z) must be back on
-    the source's grid. Affine, orientation and header are the source's; only the data type becomes the smallest unsigned
-    integer that holds the labels. It is written in a thread: `finish_writing` waits for the last one.
+    Sources in NRRD or MetaImage get theirs in that format; DICOM gets NIfTI. What is written, (1, X, Y, Z), must be
+    back on the source's grid; an image may lie on it turned, and is turned back. Affine, orientation and header are the
+    source's; only the data type becomes the smallest unsigned integer that holds the labels, or float32 of an image. It
+    is written in a thread: `finish_writing` waits for the last one.
 
     Args:
-        keys: the key of the label map.
+        keys: the key of the label map or image.
         output_dir: the folder to write to.
         image_key: the key of the source image, whose file gives the grid; `case` beside it gives the name.
+        folder_key: the key of a name: results lie in folders of these names.
     """
 
-    def __init__(self, keys: KeysCollection, output_dir: str | Path, image_key: str = "image") -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        output_dir: str | Path,
+        image_key: str = "image",
+        folder_key: str | None = None,
+    ) -> None:
         super().__init__(keys)
         self.output_dir = Path(output_dir)
         self.image_key = image_key
+        self.folder_key = folder_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return `data` unchanged; the label map of each key is being written."""
+        """Return `data` unchanged; what is under each key is being written."""
+        folder = self.output_dir if self.folder_key is None else self.output_dir / str(data[self.folder_key])
         for key in self.key_iterator(dict(data)):
-            labels = np.asarray(torch.as_tensor(data[key]).cpu())[0]
-            _write_behind(labels, data[self.image_key], self.output_dir, data["case"])
+            values = np.asarray(torch.as_tensor(data[key]).cpu())[0]
+            image = data[self.image_key]
+            if values.dtype.kind == "f":
+                values = turn_back(
+                    values, image.affine, _source_shape(image, values.ndim), image.meta["original_affine"]
+                )
+            write_array_behind(values, image, folder, data["case"])
         return dict(data)
+
+
+def _source_shape(image: Any, axes: int) -> tuple[int, ...]:
+    """Return the shape (X, Y[, Z]) of an image's file."""
+    shape = np.asarray(image.meta["spatial_shape"]).flatten()
+    return tuple(int(length) for length in shape[:axes])
 
 
 class WriteMapsd(MapTransform):
@@ -75,11 +97,11 @@ class WriteMapsd(MapTransform):
         """Return `data` unchanged; the maps are being written."""
         for name, steps in self.inferer.found_maps.items():
             values = np.asarray(torch.as_tensor(steps).cpu())[0]
-            _write_behind(values, data[self.image_key], self.output_dir, f"{data['case']}_{name}", np.float32(255))
+            write_array_behind(values, data[self.image_key], self.output_dir, f"{data['case']}_{name}", np.float32(255))
         return dict(data)
 
 
-def _write_behind(
+def write_array_behind(
     values: NDArray[Any], image: Any, output_dir: Path, name: str, steps: np.float32 | None = None
 ) -> None:
     """Have an array (X, Y, Z) written on the grid of a source image, once few enough others are waiting.

@@ -1,6 +1,7 @@
 """Networks that MONAI lacks, and what its own need to take an image of any size."""
 
 from tomokit.networks.attention import ContextAttention, SkipGate, context_attention_unet
+from tomokit.networks.autoencoder import VolumeVAE
 from tomokit.networks.blocks import Body, InstanceNorm, Segmenter
 from tomokit.networks.cnn import PlainCNN
 from tomokit.networks.dropout import add_dropout
@@ -16,7 +17,9 @@ from tomokit.networks.heads import TaskHeads, task_head_unet
 from tomokit.networks.inception import Inception, InceptionBlock
 from tomokit.networks.measures import MeasuresAdded
 from tomokit.networks.padding import MinimumSize, PaddedNetwork
+from tomokit.networks.registration import RegistrationPyramid
 from tomokit.networks.residual import ResidualStage, slim_vnet
+from tomokit.networks.restoration import BiasFreeUNet, Residual, Unshuffled
 from tomokit.networks.separable import separable_unet
 from tomokit.networks.sequence import WindowSequence
 from tomokit.networks.siamese import SiameseNetwork
@@ -26,6 +29,7 @@ from tomokit.networks.volume import VolumeLogits
 from tomokit.networks.whole import WholeVolume
 
 __all__ = [
+    "BiasFreeUNet",
     "Body",
     "ContextAttention",
     "DynamicConvolution",
@@ -39,14 +43,18 @@ __all__ = [
     "MinimumSize",
     "PaddedNetwork",
     "PlainCNN",
+    "RegistrationPyramid",
+    "Residual",
     "ResidualStage",
     "Segmenter",
     "SiameseNetwork",
     "SkipGate",
     "SlicewiseDynamicConvolution",
     "TaskHeads",
+    "Unshuffled",
     "ViTClassifier",
     "VolumeLogits",
+    "VolumeVAE",
     "WholeVolume",
     "WindowSequence",
     "add_dropout",

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tomokit.checks.ranges import FILE as RANGE
 from tomokit.decisions import FILE as DECISION
 from tomokit.held_out import FILE as HELD_OUT
 from tomokit.postprocessing import FILE as POSTPROCESSING
@@ -24,13 +25,19 @@ INPUTS = {  # of each way a bundle lists its inputs
     "and one per field.",
     "tomokit.engines.list_pairs": "Pairs of NIfTI files on one grid: a folder of `case_0000.nii.gz` and "
     "`case_0001.nii.gz`, or `[['first.nii.gz', 'second.nii.gz']]`.",
+    "tomokit.engines.list_registrations": "Pairs of files, on any grids: a folder of `case_0000.nii.gz` (fixed) and "
+    "`case_0001.nii.gz` (moving), or `[['fixed.nii.gz', 'moving.nii.gz']]`.",
 }
 RESULTS = {
     "segmentation": "a label map for each case in `<output_dir>`, in its scan's format (DICOM's as NIfTI), on its grid",
     "classification": "`<output_dir>/classes.csv`: of each case the likeliest class and each one's probability",
     "multi_label": "`<output_dir>/labels.csv`: of each case each label's probability, and whether it is there",
     "regression": "`<output_dir>/value.csv`: of each case the value",
+    "registration": "in `<output_dir>` for each pair `<case>_moved.nii.gz`, `<case>_displacement.nii.gz` (mm, LPS) and "
+    "`<case>_transform.h5`, which SimpleITK applies",
     "pairs": "`<output_dir>/pairs.csv`: of each pair whether it changed, which scan came first, and by how much",
+    "anomaly": "`<output_dir>/anomalies.csv`: of each case its score, whether it is flagged and where it is highest; "
+    "`<case>_score.nii.gz`: a score of each voxel, on the scan's grid",
 }
 KINDS = {"ts": "TorchScript, with the configs inside", "onnx": "ONNX, for one image or window of this shape"}
 NEEDED = {"SwinUNETR": "einops", "ViT": "einops", "UNETR": "einops"}  # by networks of MONAI
@@ -39,6 +46,7 @@ LEARNED = {
     DECISION: "temperatures, thresholds or the target's scale, chosen or known from the training",
     RECORDS: "how a record's fields become numbers, fitted on the training cases",
     HELD_OUT: "answers on the validation cases, without names, which label sets and intervals rest on",
+    RANGE: "the lowest and highest voxel size, field of view and intensities of the training cases",
 }
 
 
@@ -94,8 +102,10 @@ def _usage(contents: Contents, run: FinishedRun) -> Iterator[str]:
     yield "## Use"
     yield f"With MONAI {contents.metadata['monai_version']} and tomokit {required['tomokit']}, where this folder lies:"
     yield f"```\n{RUN} {name}/configs/inference.json --bundle_root {name} --input scans/ --output_dir out/\n```"
-    listed = contents.configs["inference"]["dataset"].get("data")
-    lister = listed.get("_target_") if isinstance(listed, Mapping) else None
+    listed = contents.configs["inference"]["dataset"]
+    while isinstance(listed.get("data"), Mapping):
+        listed = listed["data"]
+    lister = listed.get("_target_")
     yield f"`scans/`: {INPUTS.get(str(lister), 'what `dataset` in configs/inference.json lists.')}"
     result = RESULTS.get(str(run.metrics["task"]))
     yield f"Result: {result}." if result else ""

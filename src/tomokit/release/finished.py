@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tomokit.checks.ranges import FILE as RANGE
 from tomokit.configs import read_config
 from tomokit.decisions import FILE as DECISION
 from tomokit.engines.checkpoints import find_checkpoint
@@ -16,7 +17,7 @@ from tomokit.postprocessing import FILE as POSTPROCESSING
 from tomokit.records import FILE as RECORDS
 from tomokit.splits import PARTS
 
-LEARNED = (POSTPROCESSING, DECISION, RECORDS, HELD_OUT)  # beside the weights, what training chose or fitted
+LEARNED = (POSTPROCESSING, DECISION, RECORDS, HELD_OUT, RANGE)  # what training chose, fitted or saw
 
 
 class FinishedRun(NamedTuple):

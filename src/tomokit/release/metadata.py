@@ -27,11 +27,14 @@ TASKS = {
     "multi_label": "Labels of {modality}: {labels}",
     "regression": "Prediction of {labels} from {modality}",
     "pairs": "Comparison of two scans of one patient, {modality}",
+    "enhancement": "Enhancement of {modality}",
+    "anomaly": "Detection of anomalies in {modality}",
+    "registration": "Registration of {modality}",
 }
 DEFAULTS = {"version": "0.1.0", "license": "Apache-2.0", "intended_use": "Research; not a medical device"}
 SCORES = ("summary", "per_class", "slices")
 VERSIONS = {"monai_version": "monai", "pytorch_version": "torch", "numpy_version": "numpy"}
-PLACES = ("first", "second")  # of the two scans of a pair
+PLACES = {"pairs": ("first", "second"), "registration": ("fixed", "moving")}  # of the two scans of a pair
 VALUE = {"type": "tuples", "format": "raw", "value_range": []}  # of a regression
 
 
@@ -54,7 +57,7 @@ class Facts(NamedTuple):
 def find_facts(run: FinishedRun, inference: Config, network: nn.Module) -> Facts:
     """Return what can be told of a run in words."""
     task = run.metrics.get("task")
-    named = run.train.get("labels", {}).items()
+    named = (run.train.get("labels") or {}).items()
     labels = [str(name) for value, name in named if value != "0" or task != "segmentation"]  # its 0 is background
     modality = list(dict.fromkeys(map(str, run.train.get("modality", []))))
     kind = TASKS.get(str(task), "Prediction of {labels} from {modality}")
@@ -173,10 +176,12 @@ def _tensors(run: FinishedRun) -> dict[str, Any]:
     size = config.get("patch_size") or config.get("image_size") or inputs["image"]["spatial_shape"]
     shape = ["*" if length == -1 else length for length in size]
     kinds = [str(kind) for kind in config.get("modality", [])]
+    if task == "registration" and len(kinds) == 1:
+        kinds *= 2  # both scans are of one kind
     image = {"spatial_shape": shape, "is_patch_data": "patch_size" in config}
     if kinds:
-        named = [f"{place} scan, {kind}" for place, kind in zip(PLACES, kinds, strict=False)]
-        channels = dict(zip(map(str, range(len(kinds))), named if task == "pairs" else kinds, strict=False))
+        named = [f"{place} scan, {kind}" for place, kind in zip(PLACES.get(str(task), ()), kinds, strict=False)]
+        channels = dict(zip(map(str, range(len(kinds))), named or kinds, strict=False))
         image |= {"num_channels": len(kinds), "modality": ", ".join(dict.fromkeys(kinds)), "channel_def": channels}
         image |= {"format": "hounsfield" if all(map(is_ct, kinds)) else "magnitude"}
     if isinstance(config.get("intensity"), Mapping):
@@ -188,6 +193,8 @@ def _tensors(run: FinishedRun) -> dict[str, Any]:
 
 def _output(config: Config, task: str, shape: Sequence[Any]) -> dict[str, Any]:
     """Return what is known of the network's output, by the run's task."""
+    if task == "registration":
+        return {"spatial_shape": list(shape)}
     labels = {str(value): str(name) for value, name in config.get("labels", {}).items()}
     if task == "pairs" or not labels:
         return {}

@@ -1,9 +1,11 @@
 """What a report on a model should tell, and what of it this run tells; the rest is named as open."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from tomokit.report.content import Finished
+
+INNER = ("network", "encoder", "image_network")  # of a network that pads, drops or joins what another one gives
 
 
 class Item(NamedTuple):
@@ -40,8 +42,13 @@ def _disjoint(run: Finished) -> str:
 
 
 def _model(run: Finished) -> str:
-    network = run.config.get("network_def") or {}
-    return str(network.get("_target_", ""))
+    part, names = run.config.get("network_def"), []
+    while isinstance(part, Mapping):
+        names.append(str(part.get("_target_", "")))
+        part = next((part[key] for key in INNER if key in part), None)
+        if isinstance(part, str):
+            part = run.config.get(part.removeprefix("@"))
+    return " in ".join(reversed(names))
 
 
 def _start(run: Finished) -> str:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from tomokit.errors import TomokitError
 from tomokit.report.content import Finished, number
+from tomokit.report.terminal import BY_AUC, COMPARED
 from tomokit.statistics import compare_means, coverage_note, delong, rank_methods
 
 # how scores are called; one that is not here is called by its key
@@ -45,6 +46,9 @@ TITLES = {
     "random_deletion": "deletion, random order",
     "hit": "maximum inside the mask",
     "energy": "part inside the mask",
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "seconds": "seconds per volume",
 }
 COUNTS = {
     "absent_in_both": "rightly empty",
@@ -59,6 +63,8 @@ PRIMARY = {
     "multi_label": "auc",
     "regression": "mae",
     "pairs": "order_accuracy",
+    "enhancement": "psnr",
+    "anomaly": "auroc",
 }
 
 
@@ -175,16 +181,16 @@ def _rivals(run: Finished) -> Table | None:
 
 
 def _comparisons(run: Finished) -> Table | None:
-    """Return DeLong's tests against the rivals."""
+    """Return the tests against the rivals."""
+    _, score, test = COMPARED.get(run.task, BY_AUC)
     rows = [
         [rival, name, _difference(found["difference"], found["ci95"]), _p(found["p"]), str(found["verdict"])]
         for rival, classes in (run.metrics.get("comparisons") or {}).items()
         for name, found in (classes or {}).items()
     ]
-    head = ["rival", "of", "AUC, network − rival", "p", "the network is"]
-    return (
-        Table("Is the difference more than chance?", head, rows, "DeLong's test on the same cases.") if rows else None
-    )
+    head = ["rival", "of", f"{score}, network − rival", "p", "the network is"]
+    note = f"{test[0].upper()}{test[1:]}, on the same cases."
+    return Table("Is the difference more than chance?", head, rows, note) if rows else None
 
 
 def _promises(run: Finished) -> Table | None:

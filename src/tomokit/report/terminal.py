@@ -45,13 +45,20 @@ SUMMARIES = {
         "amount_bias": "bias of the amount, %",
         "amount_correlation": "correlation of the amount",
     },
+    "enhancement": {"psnr": "PSNR, dB", "ssim": "SSIM", "seconds": "seconds per volume"},
+    "anomaly": {"auc": "AUC, kinds not seen in training", "flagged normals": "normal volumes flagged"},
 }
 OWN: dict[str, dict[str, str]] = {
     "classification": {"sensitivity": "sensitivity"},
     "multi_label": {"auc": "AUC", "sensitivity": "sensitivity", "specificity": "specificity"},
     "regression": {},
     "pairs": {},
+    "enhancement": {"psnr": "PSNR, dB", "ssim": "SSIM"},
+    "anomaly": {"auroc": "AUC", "voxel_ap": "voxels' average precision"},
 }
+# by which a run is compared with its rivals, of each task but those by AUC: the score, its title, and the test
+COMPARED = {"enhancement": ("psnr", "PSNR", "the paired bootstrap by patient, Wilcoxon's p")}
+BY_AUC = ("auc", "AUC", "DeLong's test")
 
 
 def print_run(run_dir: str | Path, console: Console | None = None) -> None:
@@ -110,18 +117,19 @@ def _compared(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _comparison_table(metrics: Mapping[str, Any], compared: Mapping[str, Any]) -> Table:
-    """Return the table of the network's AUC beside each rival's, a row per rival and class or label."""
-    caption = "the network beside the rival: DeLong's test on the same cases; a tie: p is 0.05 or more"
+    """Return the table of the network's AUC or PSNR beside each rival's, a row per rival and class or degradation."""
+    key, name_of_score, test = COMPARED.get(metrics["task"], BY_AUC)
+    caption = f"the network beside the rival: {test} on the same cases; a tie: p is 0.05 or more"
     table = Table(caption=caption, caption_justify="left")
     for title in ("rival", "of"):
         table.add_column(title, overflow="fold")
-    table.add_column("AUC", justify="right")
+    table.add_column(name_of_score, justify="right")
     table.add_column("network − rival [95 %]", no_wrap=True)
     table.add_column("p", justify="right", no_wrap=True)
     table.add_column("result")
     for rival, classes in compared.items():
         for name, found in classes.items():
-            theirs = _entry(metrics, ("rivals", rival, "per_class", name, "auc"))
+            theirs = _entry(metrics, ("rivals", rival, "per_class", name, key))
             low, high = found["ci95"]
             difference = f"{found['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
             p = f"{found['p']:.3f}" if found["p"] >= 0.001 else "<.001"

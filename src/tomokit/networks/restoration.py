@@ -1,0 +1,134 @@
+"""Networks that mend an image: what they give is added to it."""
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.utils import pixelshuffle, pixelunshuffle
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tomokit.networks.blocks import SLOPE, Body, Extent, convolution, initialise
+
+BRANCH, LAST = 0.1, 0.01  # of the usual weights of a block's second convolution and of the last layer before training
+
+
+class Residual(nn.Module):
+    """A network whose output is added to its input, in the input's precision.
+
+    Args:
+        network: takes (B, C, X, Y[, Z]) and gives as many channels on the same grid.
+
+    Source: Zhang et al., Beyond a Gaussian denoiser, IEEE Transactions on Image Processing 26 (2017).
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the mended image (B, C, X, Y[, Z]) for an image of the same shape."""
+        return image + self.network(image).to(image.dtype)
+
+
+class Unshuffled(nn.Module):
+    """A network that sees each cube of neighbouring voxels as channels of one: wider filters in the same time.
+
+    The last voxels along each axis are repeated where the size is no multiple of the cube's edge.
+
+    Args:
+        network: takes `edge` to the power of the axes times as many channels, and gives as many.
+        edge: of a cube, in voxels.
+
+    Source: Zhang et al., FFDNet, IEEE Transactions on Image Processing 27 (2018).
+    """
+
+    def __init__(self, network: nn.Module, edge: int = 2) -> None:
+        super().__init__()
+        self.network = network
+        self.edge = edge
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return (B, C, X, Y[, Z]) for an image (B, C, X, Y[, Z]) of any size."""
+        padding: list[int] = []
+        for axis in range(image.ndim - 1, 1, -1):
+            padding += [0, -image.shape[axis] % self.edge]
+        padded = functional.pad(image, padding, mode="replicate") if sum(padding) else image
+        found = pixelshuffle(self.network(pixelunshuffle(padded, image.ndim - 2, self.edge)), image.ndim - 2, self.edge)
+        for axis in range(2, image.ndim):
+            found = found.narrow(axis, 0, image.shape[axis])
+        return found
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions without bias, added to what they are given.
+
+    Args:
+        dims: 2 or 3.
+        features: channels of input and output.
+    """
+
+    def __init__(self, dims: int, features: int) -> None:
+        super().__init__()
+        self.first = convolution(dims, features, features, 3)
+        self.activation = nn.LeakyReLU(SLOPE, inplace=True)
+        self.second = convolution(dims, features, features, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, features, X, Y[, Z]) for the same."""
+        return x + self.second(self.activation(self.first(x)))
+
+
+class BiasFreeUNet(nn.Module):
+    """A U-Net of residual blocks without biases and without normalisation.
+
+    Its answer to a times the image is a times its answer, for each a above 0: so it serves levels of noise that it was
+    not trained on, and an image's brightness needs no normalisation within the network, which would hide the level.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the image, and of the output.
+        filters: features of each level, from full resolution down.
+        strides: of each level, one number or one per axis; the first is 1.
+        blocks: residual blocks of each level, on the way down and again on the way up.
+
+    Raises:
+        TomokitError: when the lists do not fit each other.
+    Source: Mohan et al., Robust and interpretable blind image denoising via bias-free CNNs, ICLR 2020; Zhang et al.,
+        Plug-and-play image restoration with deep denoiser prior, IEEE TPAMI 44 (2022).
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        filters: Sequence[int],
+        strides: Sequence[Extent],
+        blocks: int = 1,
+    ) -> None:
+        super().__init__()
+
+        def encode(level: int, channels: int, features: int, stride: Extent) -> nn.Module:
+            first = convolution(spatial_dims, channels, features, 3, stride)
+            return nn.Sequential(first, *decode(level, features))
+
+        def decode(level: int, features: int) -> nn.Sequential:
+            return nn.Sequential(*(ResidualBlock(spatial_dims, features) for _ in range(blocks)))
+
+        self.body = Body(spatial_dims, in_channels, filters, strides, encode, decode)
+        self.last = convolution(spatial_dims, filters[0], in_channels, 3)
+        self.apply(initialise)
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                _scale(module.second, BRANCH)
+        _scale(self.last, LAST)  # the answer to an image begins as the image
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return (B, C, X, Y[, Z]) for an image (B, C, X, Y[, Z]) of any size."""
+        return self.last(self.body(image)[0])
+
+
+def _scale(layer: nn.Module, factor: float) -> None:
+    """Multiply the weights of a layer."""
+    with torch.no_grad():
+        for weight in layer.parameters():
+            weight.mul_(factor)
