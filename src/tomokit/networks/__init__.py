@@ -16,7 +16,7 @@ from tomokit.networks.inception import Inception, InceptionBlock
 from tomokit.networks.measures import MeasuresAdded
 from tomokit.networks.padding import MinimumSize, PaddedNetwork
 from tomokit.networks.residual import ResidualStage, slim_vnet
-from tomokit.networks.restoration import BiasFreeUNet, Residual, Unshuffled
+from tomokit.networks.restoration import BiasFreeUNet, Residual
 from tomokit.networks.separable import separable_unet
 from tomokit.networks.sequence import WindowSequence
 from tomokit.networks.siamese import SiameseNetwork
@@ -46,7 +46,6 @@ __all__ = [
     "SkipGate",
     "SlicewiseDynamicConvolution",
     "TaskHeads",
-    "Unshuffled",
     "ViTClassifier",
     "VolumeLogits",
     "WholeVolume",
