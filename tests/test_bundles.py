@@ -41,7 +41,7 @@ HEAVY = ("networks/vnet", "networks/senet", "networks/swin_unetr")  # of which a
 OPTIONS = {"segmentation": SIZES, "sequence": {"spacing": [8.0, 8.0, -1], "image_size": [24, 24, -1]}}
 OPTIONS |= {"longitudinal": {"image_size": [16, 16, 16]}}
 OPTIONS |= {
-    "enhancement": {"patch_size": [16, 16, 16], "window": [32, 32, 32], "filters": [4, 8, 8], "mirror_axes": [0]}
+    "enhancement": {"patch_size": [16, 16, 16], "window": [32, 32, 32], "filters": [4, 8, 8], "mirror_axes": []}
 }
 KEYS = {"segmentation": ("dice", 1), "enhancement": ("psnr", 100)}  # the score of all cases, and the most it can be
 MEASURED = ("classification", "sequence", "fusion")  # beside which stand rivals that see measures
