@@ -42,7 +42,9 @@ HEAVY = ("networks/vnet", "networks/senet", "networks/swin_unetr")  # of which a
 # of the small sets below; coarse slices, as those phantoms have them
 OPTIONS = {"segmentation": SIZES, "sequence": {"spacing": [8.0, 8.0, -1], "image_size": [24, 24, -1]}}
 OPTIONS |= {"longitudinal": {"image_size": [16, 16, 16]}, "anomaly": {"modality": ["CT"]}}
-OPTIONS |= {"enhancement": {"patch_size": [16, 16, 16], "window": [32, 32, 32], "filters": [8, 8]}}
+OPTIONS |= {
+    "enhancement": {"patch_size": [16, 16, 16], "window": [32, 32, 32], "filters": [4, 8, 8], "mirror_axes": []}
+}
 OPTIONS |= {"registration": {"image_size": [16, 16, 16]}}
 # the score of all cases, where it is no AUC, and the most that it can be
 KEYS = {"segmentation": ("dice", 1), "registration": ("dice", 1), "enhancement": ("psnr", 100)}
