@@ -27,12 +27,13 @@ SMALL = SIZES | {"network_def": SMALL_UNET}
 NETWORKS = {
     "segmentation": "attention_unet context_attention_unet dynamic_unet dynunet residual_unet separable_unet "
     "slicewise_dynamic_unet swin_unetr task_heads vnet vnet_slim",
-    "classification": "cnn densenet inception resnet10 resnet18 resnet34 resnet50 senet sequence vit",
+    "classification": "cnn densenet inception resnet10 resnet18 resnet34 resnet50 senet sequence unet_encoder vit",
     "sequence": "attention forward last_state logsumexp lstm max slices whole_volume",
     "fusion": "concatenate film image_only record_only",
     "longitudinal": "resnet inception",
     "enhancement": "",
     "anomaly": "vae",
+    "pretraining": "",
 }
 LAYERED = [(bundle, f"networks/{name}") for bundle, names in NETWORKS.items() for name in names.split()]
 # whose checkpoints would take gigabytes; their width is tested without weights, in test_classifiers
@@ -41,8 +42,10 @@ HEAVY = ("networks/vnet", "networks/senet", "networks/swin_unetr")  # of which a
 # of the small sets below; coarse slices, as those phantoms have them
 OPTIONS = {"segmentation": SIZES, "sequence": {"spacing": [8.0, 8.0, -1], "image_size": [24, 24, -1]}}
 OPTIONS |= {"longitudinal": {"image_size": [16, 16, 16]}, "anomaly": {"modality": ["CT"]}}
+OPTIONS |= {"pretraining": {"patch_size": [16, 16, 16]}}
 OPTIONS |= {"enhancement": {"patch_size": [16, 16, 16], "window": [32, 32, 32], "filters": [8, 8]}}
 KEYS = {"segmentation": ("dice", 1), "enhancement": ("psnr", 100)}  # the score of all cases, and the most it can be
+KEYS |= {"pretraining": ("error", 100)}
 MEASURED = ("classification", "sequence", "fusion")  # beside which stand rivals that see measures
 
 
@@ -56,7 +59,7 @@ def data(tmp_path_factory) -> dict[str, str]:
     phantoms.make_followup_set(folder / "pairs", cases=16, test_cases=4, size=16, change=(0.2, 0.3), progress=False)
     phantoms.make_segmentation_set(folder / "scans", "MRI", cases=6, test_cases=2, size=32, progress=False)
     names = {"enhancement": "scans", "segmentation": "volumes", "classification": "shapes", "sequence": "heads"}
-    names |= {"fusion": "records", "longitudinal": "pairs", "anomaly": "volumes"}
+    names |= {"fusion": "records", "longitudinal": "pairs", "anomaly": "volumes", "pretraining": "volumes"}
     return {bundle: str(folder / name) for bundle, name in names.items()}
 
 
