@@ -4,9 +4,9 @@ Command: make bench NAME=pretraining [ONLY="scratch genesis masked"]
 
 Fold 0 of the published folds. A network is pretrained once on the images of all 191 training cases, none of whose
 labels is read: by restoring distorted volumes (`genesis`), or hidden blocks (`masked`). Then 10 labelled training cases
-are drawn with each seed, and the segmentation bundle's U-Net is trained on them, from scratch or from those weights, all
-with as many steps; the last weights are scored on the 52 test cases. Intervals are Student's over seeds, which draw the
-labels and the training; differences are taken seed by seed, on the same cases. A run, and a row, is kept when it is
+are drawn with each seed, and the segmentation bundle's U-Net is trained on them, from scratch or from those weights,
+all with as many steps; the last weights are scored on the 52 test cases. Intervals are Student's over seeds, which draw
+the labels and the training; differences are taken seed by seed, on the same cases. A run, and a row, is kept when it is
 finished; a stopped benchmark, and a stopped training, goes on where it was.
 """
 

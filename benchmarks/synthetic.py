@@ -2,11 +2,11 @@
 
 Command: make bench NAME=synthetic [ONLY="label_maps images"]
 
-Fold 0 of hippocampus, two labels. `label_maps`: the segmentation bundle with modes/synthetic.yaml, which sees no image of
-a training or validation case. `images`: the same network and steps on the training cases' own images. Both are scored on
-the 52 real test images, and on the same with their contrast turned round (a voxel's value is what it lies below the
-image's maximum), of which neither saw any. Intervals are from the bootstrap by patient. A row is written when it is
-finished; a stopped benchmark, and a stopped training, goes on where it was.
+Fold 0 of hippocampus, two labels. `label_maps`: the segmentation bundle with modes/synthetic.yaml, which sees no image
+of a training or validation case. `images`: the same network and steps on the training cases' own images. Both are
+scored on the 52 real test images, and on the same with their contrast turned round (a voxel's value is what it lies
+below the image's maximum), of which neither saw any. Intervals are from the bootstrap by patient. A row is written when
+it is finished; a stopped benchmark, and a stopped training, goes on where it was.
 """
 
 import argparse

@@ -27,13 +27,14 @@ SMALL = SIZES | {"network_def": SMALL_UNET}
 NETWORKS = {
     "segmentation": "attention_unet context_attention_unet dynamic_unet dynunet residual_unet separable_unet "
     "slicewise_dynamic_unet swin_unetr task_heads vnet vnet_slim",
-    "classification": "cnn densenet inception resnet10 resnet18 resnet34 resnet50 senet sequence vit",
+    "classification": "cnn densenet inception resnet10 resnet18 resnet34 resnet50 senet sequence unet_encoder vit",
     "sequence": "attention forward last_state logsumexp lstm max slices whole_volume",
     "fusion": "concatenate film image_only record_only",
     "longitudinal": "resnet inception",
     "enhancement": "",
     "anomaly": "vae",
     "registration": "",
+    "pretraining": "",
 }
 LAYERED = [(bundle, f"networks/{name}") for bundle, names in NETWORKS.items() for name in names.split()]
 # whose checkpoints would take gigabytes; their width is tested without weights, in test_classifiers
@@ -42,12 +43,14 @@ HEAVY = ("networks/vnet", "networks/senet", "networks/swin_unetr")  # of which a
 # of the small sets below; coarse slices, as those phantoms have them
 OPTIONS = {"segmentation": SIZES, "sequence": {"spacing": [8.0, 8.0, -1], "image_size": [24, 24, -1]}}
 OPTIONS |= {"longitudinal": {"image_size": [16, 16, 16]}, "anomaly": {"modality": ["CT"]}}
+OPTIONS |= {"pretraining": {"patch_size": [16, 16, 16]}}
 OPTIONS |= {
     "enhancement": {"patch_size": [16, 16, 16], "window": [32, 32, 32], "filters": [4, 8, 8], "mirror_axes": []}
 }
 OPTIONS |= {"registration": {"image_size": [16, 16, 16]}}
 # the score of all cases, where it is no AUC, and the most that it can be
 KEYS = {"segmentation": ("dice", 1), "registration": ("dice", 1), "enhancement": ("psnr", 100)}
+KEYS |= {"pretraining": ("error", 100)}
 MEASURED = ("classification", "sequence", "fusion")  # beside which stand rivals that see measures
 
 
@@ -63,6 +66,7 @@ def data(tmp_path_factory) -> dict[str, str]:
     phantoms.make_segmentation_set(folder / "bodies", "MRI", cases=14, test_cases=3, size=24, progress=False)
     names = {"enhancement": "scans", "segmentation": "volumes", "classification": "shapes", "sequence": "heads"}
     names |= {"fusion": "records", "longitudinal": "pairs", "anomaly": "volumes", "registration": "bodies"}
+    names |= {"pretraining": "volumes"}
     return {bundle: str(folder / name) for bundle, name in names.items()}
 
 

@@ -166,13 +166,15 @@ def test_a_label_map_of_another_shape_is_refused():
 
 def test_fixed_draws_follow_seed_and_case_and_leave_the_generator():
     case = {"case": "a", "image": MetaTensor(torch.rand(1, 8, 9, 7), affine=torch.diag(torch.tensor([2.0, 1, 1, 1])))}
-    change = BatchRandBiasFieldd("image", prob=1.0)
+    change, seen = BatchRandBiasFieldd("image", prob=1.0), []
     torch.manual_seed(5)
     before = torch.get_rng_state()
     first, again = (FixedDraws(change, seed=1)(case)["image"] for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     other = FixedDraws(change, seed=1)(case | {"case": "b"})["image"]
     reseeded = FixedDraws(change, seed=2)(case)["image"]
+    FixedDraws(lambda batch: seen.append({type(value) for value in batch.values()}) or batch)(case)
+    assert seen == [{torch.Tensor}]  # as in training, where batches are plain
     assert torch.equal(first, again) and first.shape == (1, 8, 9, 7) and torch.equal(first.affine, case["image"].affine)
     assert not any(torch.equal(first, changed) for changed in (other, reseeded, case["image"]))
 

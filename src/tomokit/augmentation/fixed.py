@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from monai.transforms import Transform
 from monai.utils import convert_to_dst_type
 from torch import Tensor
@@ -26,9 +27,7 @@ class FixedDraws(Transform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the case, its tensors (C, X, Y[, Z]) changed; `case` is its name."""
-        batch: dict[Hashable, Any] = {
-            key: torch.as_tensor(value)[None] for key, value in data.items() if _is_image(value)
-        }
+        batch: dict[Hashable, Any] = {key: plain(value)[None] for key, value in data.items() if _is_image(value)}
         digest = hashlib.sha256(f"{self.seed} {data['case']}".encode()).digest()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
@@ -37,6 +36,11 @@ class FixedDraws(Transform):
         for key, value in changed.items():
             result[key] = convert_to_dst_type(value[0], data.get(key, data["image"]))[0]
         return result
+
+
+def plain(value: Tensor) -> Tensor:
+    """Return the tensor without MONAI's metadata, as a batch has it."""
+    return value.as_tensor() if isinstance(value, MetaTensor) else value
 
 
 def _is_image(value: Any) -> bool:

@@ -29,6 +29,7 @@ TASKS = {
     "regression": "Prediction of {labels} from {modality}",
     "pairs": "Comparison of two scans of one patient, {modality}",
     "enhancement": "Enhancement of {modality}",
+    "pretraining": "Self-supervised pretraining on {modality}",
     "anomaly": "Detection of anomalies in {modality}",
     "registration": "Registration of {modality}",
 }

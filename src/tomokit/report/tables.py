@@ -47,6 +47,11 @@ TITLES = {
     "hit": "maximum inside the mask",
     "energy": "part inside the mask",
     "psnr": "PSNR, dB",
+    "restored": "share of the error undone",
+    "error": "mean absolute error, restored",
+    "error_distorted": "mean absolute error, distorted",
+    "psnr_db": "PSNR restored, dB",
+    "psnr_distorted_db": "PSNR distorted, dB",
     "ssim": "SSIM",
     "seconds": "seconds per volume",
 }
@@ -64,6 +69,7 @@ PRIMARY = {
     "regression": "mae",
     "pairs": "order_accuracy",
     "enhancement": "psnr",
+    "pretraining": "restored",
     "anomaly": "auroc",
 }
 

@@ -46,6 +46,13 @@ SUMMARIES = {
         "amount_correlation": "correlation of the amount",
     },
     "enhancement": {"psnr": "PSNR, dB", "ssim": "SSIM", "seconds": "seconds per volume"},
+    "pretraining": {
+        "restored": "share of the error undone",
+        "error": "mean absolute error, restored",
+        "error_distorted": "mean absolute error, distorted",
+        "psnr_db": "PSNR restored, dB",
+        "psnr_distorted_db": "PSNR distorted, dB",
+    },
     "anomaly": {"auc": "AUC, kinds not seen in training", "flagged normals": "normal volumes flagged"},
 }
 OWN: dict[str, dict[str, str]] = {
@@ -54,6 +61,7 @@ OWN: dict[str, dict[str, str]] = {
     "regression": {},
     "pairs": {},
     "enhancement": {"psnr": "PSNR, dB", "ssim": "SSIM"},
+    "pretraining": {},
     "anomaly": {"auroc": "AUC", "voxel_ap": "voxels' average precision"},
 }
 # by which a run is compared with its rivals, of each task but those by AUC: the score, its title, and the test
