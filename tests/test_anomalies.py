@@ -324,13 +324,13 @@ def test_a_score_is_the_probability_of_the_logit():
 
 def test_an_error_is_counted_in_units_of_the_usual_one():
     image = torch.cat([batch(1), batch(1) + 0.2], 1)
-    found = ReconstructionInferer(SimpleInferer(), 0)(image, lambda inputs: (inputs - 0.1, None))
+    found = ReconstructionInferer(SimpleInferer(), 0)(image, lambda inputs: inputs - 0.1)
     torch.testing.assert_close(found, torch.full((1, 1, *SHAPE), 0.1))
     network = VolumeVAE(3, 1, (16, 16, 16), 4, (4, 4), (2, 2)).eval()
     network.spread[..., :8] = 3.0
     cube = torch.from_numpy(volumes(1, (16, 16, 16)))
     with torch.no_grad():
-        error = (cube - network(cube)[0]).abs()
+        error = (cube - network(cube)).abs()
         found = ReconstructionInferer(SimpleInferer(), 0)(cube, network)
     torch.testing.assert_close(found[..., :8], error[..., :8] / (3.0 + 0.5 * 2.0))
     torch.testing.assert_close(found[..., 8:], error[..., 8:] / (1.0 + 0.5 * 2.0))
@@ -379,8 +379,7 @@ def test_an_autoencoder_learns_its_usual_error_in_training_alone():
     torch.testing.assert_close(network.spread, 0.98 * before + 0.02 * error)
     network.eval()
     after = network.spread.clone()
-    first, second = network(cube), network(cube)
-    assert torch.equal(first[0], second[0]) and torch.equal(first[3], first[1])
+    assert torch.equal(network(cube), network.decode_forward(network.encode_forward(cube)[0]))
     assert torch.equal(after, network.spread)
 
 
