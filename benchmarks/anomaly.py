@@ -3,8 +3,8 @@
 Command: make bench NAME=anomaly [ONLY="foreign vae"] [MINUTES=15]
 
 Of fold 0's 208 training and validation cases 160 are left, 24 of them for validation; the other 48, drawn by seed,
-join its 52 test cases. Of each volume the middle 32×48×32 voxels are looked at. Each test volume is scored as it is, and with
-a sphere of each kind. Each model is trained in so many minutes; `pca` is scored beside the first. A row is written when
+join its 52 test cases. Of each volume the middle 32×48×32 voxels are looked at. Each test volume is scored as it is,
+and with a sphere of each kind. Each model is trained in so many minutes; `pca` is scored beside the first. A row is written when
 it is finished; a stopped benchmark goes on where it was.
 """
 
@@ -47,9 +47,8 @@ def config(name: str) -> Path:
 
 def write_split(path: Path) -> Path:
     """Write the protocol's split: 136 training, 24 validation and 100 test cases, and return its path."""
-    fold = json.loads((get_dataset(DATA, source=os.environ.get("TOMOKIT_MIRROR")) / "splits.json").read_text())[
-        "folds"
-    ][0]
+    folder = get_dataset(DATA, source=os.environ.get("TOMOKIT_MIRROR"))
+    fold = json.loads((folder / "splits.json").read_text())["folds"][0]
     names = np.random.default_rng(SEED).permutation(sorted(fold["training"] + fold["validation"])).tolist()
     more = TEST - len(fold["test"])
     parts = {"test": [*fold["test"], *names[:more]], "validation": names[more : more + VALIDATION]}

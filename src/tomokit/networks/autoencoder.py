@@ -11,8 +11,8 @@ class VolumeVAE(VarAutoEncoder):
     """MONAI's `VarAutoEncoder` for images in any memory order, which keeps how far it is usually off at each voxel.
 
     In training it gives the reconstruction (B, C, X, Y[, Z]), 0–1, then mean, log variance and code (B, latent); in use
-    the reconstruction alone, from the mean. The size of the image is fixed, and what it knows depends on the place in it. `spread`, of one channel, is
-    the moving average of the training images' distances from their reconstructions.
+    the reconstruction alone, from the mean. The size of the image is fixed, and what it knows depends on the place in
+    it. `spread`, of one channel, is the moving average of the training images' distances from their reconstructions.
 
     Source: Kingma and Welling, Auto-encoding variational Bayes, ICLR 2014.
     """
