@@ -5,7 +5,7 @@ Command: make bench NAME=anomaly [ONLY="foreign vae"] [MINUTES=15]
 Of fold 0's 208 training and validation cases 160 are left, 24 of them for validation; the other 48, drawn by seed,
 join its 52 test cases. Of each volume the middle 32×48×32 voxels are looked at. Each test volume is scored as it is,
 and with a sphere of each kind. Each model is trained in so many minutes; `pca` is scored beside the first. A row is
-written when it is finished; a stopped benchmark goes on where it was.
+written when it is finished; a stopped benchmark goes on where it was, in the middle of a training too.
 """
 
 import argparse
@@ -47,9 +47,8 @@ def config(name: str) -> Path:
 
 def write_split(path: Path) -> Path:
     """Write the protocol's split: 136 training, 24 validation and 100 test cases, and return its path."""
-    fold = json.loads((get_dataset(DATA, source=os.environ.get("TOMOKIT_MIRROR")) / "splits.json").read_text())[
-        "folds"
-    ][0]
+    folder = get_dataset(DATA, source=os.environ.get("TOMOKIT_MIRROR"))
+    fold = json.loads((folder / "splits.json").read_text())["folds"][0]
     names = np.random.default_rng(SEED).permutation(sorted(fold["training"] + fold["validation"])).tolist()
     more = TEST - len(fold["test"])
     parts = {"test": [*fold["test"], *names[:more]], "validation": names[more : more + VALIDATION]}
@@ -59,9 +58,12 @@ def write_split(path: Path) -> Path:
 
 
 def train(system: str, minutes: float) -> Path:
-    """Return the run of a model trained in so many minutes; a finished one is taken as it is."""
+    """Return the run of a model trained in so many minutes; one that was begun is finished."""
     run_dir = FOLDER / system
     if (run_dir / "decision.json").is_file():  # the last that a training writes
+        return run_dir
+    if (run_dir / "checkpoints" / "last.pt").is_file():
+        bundle_run([run_dir / "configs" / "train.yaml"], {"resume": "true"})
         return run_dir
     shutil.rmtree(run_dir, ignore_errors=True)
     files = [config("train"), *map(config, LAYERS[system])]

@@ -24,7 +24,7 @@ from tomokit.anomalies import (
     voxel_precision,
 )
 from tomokit.augmentation import BatchRandForeignPatchesd
-from tomokit.augmentation.foreign import draw_rotation
+from tomokit.augmentation.foreign import draw_rotation, mean_of_neighbours
 from tomokit.errors import TomokitError
 from tomokit.files import write_json
 from tomokit.inference import PatchScoreInferer, ReconstructionInferer, to_source_grid
@@ -72,30 +72,34 @@ def test_an_image_changes_only_where_the_label_tells_of_a_patch():
     outside = found["label"] == 0
     assert torch.equal(found["image"][outside], image[outside])
     assert (~outside).flatten(1).any(1).all()
-    assert found["label"].amax((1, 2, 3, 4)).min() >= 0.2 and found["label"].max() <= 0.6
+    assert found["label"].min() >= 0 and found["label"].max() < 1
 
 
-def test_a_patch_is_the_blend_of_two_cases_by_the_label():
+def test_a_patch_is_the_blend_of_two_cases_and_the_label_says_how_visible_it_is():
     """Of two constant cases the blend shows the weight itself."""
     torch.manual_seed(1)
     image = torch.stack([torch.zeros(1, *SHAPE), torch.ones(1, *SHAPE)])
-    found = patches()({"image": image})
-    torch.testing.assert_close(found["image"][0], found["label"][0])
-    torch.testing.assert_close(found["image"][1], 1 - found["label"][1])
+    found = patches(visible=0.2)({"image": image})
+    weight = torch.stack([found["image"][0], 1 - found["image"][1]])
+    assert (weight.amax((1, 2, 3, 4)) >= 0.2).all() and weight.max() <= 0.6 + 1e-6
+    expected = 1 - torch.exp(-mean_of_neighbours(weight) / 0.2)
+    inside = weight > 1e-6
+    torch.testing.assert_close(found["label"][inside], expected[inside])
+    assert (found["label"][weight == 0] == 0).all()
 
 
-def test_no_constant_is_added_and_no_voxels_are_permuted():
-    """What a constant case gets from itself is nothing: a bright or dark patch needs another one's anatomy."""
+def test_no_constant_is_added():
+    """What a constant case gets from one like it is nothing, as the label says: bright needs another anatomy."""
     torch.manual_seed(2)
     image = torch.full((2, 1, *SHAPE), 0.4)
     found = patches()({"image": image})
-    assert found["label"].max() > 0
     torch.testing.assert_close(found["image"], image)
+    assert found["label"].max() < 1e-5
 
 
 def test_patches_stay_within_the_range_of_both_cases():
     torch.manual_seed(3)
-    found = patches(contrast_range=(-5, 5))({"image": batch(4)})["image"]
+    found = patches(contrast_range=(-5, 5), detail_range=(0, 9))({"image": batch(4)})["image"]
     assert found.min() >= -1e-5 and found.max() <= 1 + 1e-5
 
 
@@ -139,6 +143,8 @@ def test_a_rotation_is_one():
         ({"edge_range": (0.0, 2)}, r"edge_range .*got \(0.0, 2\)"),
         ({"scale_range": (2, 1)}, r"scale_range .*got \(2, 1\)"),
         ({"contrast_range": (2,)}, r"contrast_range .*got \(2,\)"),
+        ({"detail_range": (0, math.inf)}, r"detail_range .*got \(0, inf\)"),
+        ({"visible": 0}, "visible must be above 0, got 0"),
         ({"flip_axes": [3]}, r"flip_axes must be a list of 0, 1 and 2, or empty, got \[3\]"),
     ],
 )
@@ -324,13 +330,13 @@ def test_a_score_is_the_probability_of_the_logit():
 
 def test_an_error_is_counted_in_units_of_the_usual_one():
     image = torch.cat([batch(1), batch(1) + 0.2], 1)
-    found = ReconstructionInferer(SimpleInferer(), 0)(image, lambda inputs: (inputs - 0.1, None))
+    found = ReconstructionInferer(SimpleInferer(), 0)(image, lambda inputs: inputs - 0.1)
     torch.testing.assert_close(found, torch.full((1, 1, *SHAPE), 0.1))
     network = VolumeVAE(3, 1, (16, 16, 16), 4, (4, 4), (2, 2)).eval()
     network.spread[..., :8] = 3.0
     cube = torch.from_numpy(volumes(1, (16, 16, 16)))
     with torch.no_grad():
-        error = (cube - network(cube)[0]).abs()
+        error = (cube - network(cube)).abs()
         found = ReconstructionInferer(SimpleInferer(), 0)(cube, network)
     torch.testing.assert_close(found[..., :8], error[..., :8] / (3.0 + 0.5 * 2.0))
     torch.testing.assert_close(found[..., 8:], error[..., 8:] / (1.0 + 0.5 * 2.0))
@@ -379,8 +385,7 @@ def test_an_autoencoder_learns_its_usual_error_in_training_alone():
     torch.testing.assert_close(network.spread, 0.98 * before + 0.02 * error)
     network.eval()
     after = network.spread.clone()
-    first, second = network(cube), network(cube)
-    assert torch.equal(first[0], second[0]) and torch.equal(first[3], first[1])
+    assert torch.equal(network(cube), network.decode_forward(network.encode_forward(cube)[0]))
     assert torch.equal(after, network.spread)
 
 

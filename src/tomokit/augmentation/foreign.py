@@ -63,7 +63,9 @@ class BatchRandForeignPatchesd(MapTransform):
         weight_range: Sequence[float] = (0.2, 0.6),
         edge_range: Sequence[float] = (0.5, 2.0),
         scale_range: Sequence[float] = (0.35, 1.5),
-        contrast_range: Sequence[float] = (-2.0, 3.0),
+        contrast_range: Sequence[float] = (-1.0, 2.0),
+        detail_range: Sequence[float] = (0.0, 4.0),
+        visible: float = 0.1,
         flip_axes: Sequence[int] = (0, 1, 2),
         seed: int | None = None,
     ) -> None:
@@ -78,6 +80,10 @@ class BatchRandForeignPatchesd(MapTransform):
         self.edge_range = check_range("edge_range", edge_range, least=0.1)
         self.scale_range = check_range("scale_range", scale_range, least=0.1)
         self.contrast_range = check_range("contrast_range", contrast_range)
+        self.detail_range = check_range("detail_range", detail_range)
+        if not visible > 0:
+            raise TomokitError(f"visible must be above 0, got {visible}")
+        self.visible = float(visible)
         self.flip_axes = check_axes("flip_axes", flip_axes)
         self.seed = seed
 
@@ -90,9 +96,15 @@ class BatchRandForeignPatchesd(MapTransform):
                 with torch.autocast(image.device.type, enabled=False):
                     weights = self._draw_weights(image)
                     others = self._draw_others(image.float())
-                    result[key] = torch.lerp(image.float(), others, weights).to(image.dtype)
-                result[self.label_key] = weights
+                    blended = torch.lerp(image.float(), others, weights)
+                    result[self.label_key] = self._tell_change(blended - image.float(), weights)
+                result[key] = blended.to(image.dtype)
         return result
+
+    def _tell_change(self, change: Tensor, weights: Tensor) -> Tensor:
+        """Return how visible a change (B, C, X, Y[, Z]) is, from 0 to 1, within the patches (B, 1, X, Y[, Z])."""
+        size = mean_of_neighbours(change.abs().mean(1, keepdim=True))
+        return -torch.expm1(-size / self.visible) * (weights > 0)
 
     def _draw_weights(self, image: Tensor) -> Tensor:
         """Return the weights (B, 1, X, Y[, Z]) of patches at random places; where they overlap the larger one's."""
@@ -139,15 +151,22 @@ class BatchRandForeignPatchesd(MapTransform):
             # whole voxels keep the noise as it is, which an interpolation smooths
             turned = draw_events((), 0.5)
             moved = self._turn(mirrored) if turned else mirrored.roll(shifts, list(range(1, other.ndim)))
-            others.append(self._change_contrast(moved) if draw_events((), 0.5) else moved)
+            others.append(self._change_look(moved))
         return torch.stack(others)
 
-    def _change_contrast(self, image: Tensor) -> Tensor:
-        """Return an image (C, X, Y[, Z]) with another contrast about each channel's mean, within its own range."""
+    def _change_look(self, image: Tensor) -> Tensor:
+        """Return an image (C, X, Y[, Z]) with other detail, other contrast, both or neither, within its own range."""
         spatial = list(range(1, image.ndim))
-        mean = image.mean(spatial, keepdim=True)
-        changed = torch.lerp(mean, image, draw_uniform((), self.contrast_range).item())
-        return changed.clamp(image.amin(spatial, keepdim=True), image.amax(spatial, keepdim=True))
+        changed = image
+        if draw_events((), 0.5):
+            smooth = mean_of_neighbours(image[None])[0]
+            changed = torch.lerp(smooth, changed, draw_uniform((), self.detail_range).item())
+        if draw_events((), 0.5):
+            mean = image.mean(spatial, keepdim=True)
+            changed = torch.lerp(mean, changed, draw_uniform((), self.contrast_range).item())
+        return torch.maximum(
+            torch.minimum(changed, image.amax(spatial, keepdim=True)), image.amin(spatial, keepdim=True)
+        )
 
     def _turn(self, image: Tensor) -> Tensor:
         """Return an image (C, X, Y[, Z]) turned, scaled and moved; what lies beyond its edge is mirrored."""
@@ -159,6 +178,12 @@ class BatchRandForeignPatchesd(MapTransform):
         matrix = torch.cat([matrix, draw_uniform((axes, 1), (-1.0, 1.0))], 1)[None].to(image.device)
         grid = functional.affine_grid(matrix, [1, *image.shape], align_corners=False)
         return functional.grid_sample(image[None], grid, padding_mode="reflection", align_corners=False)[0]
+
+
+def mean_of_neighbours(image: Tensor) -> Tensor:
+    """Return the mean of each voxel of (B, C, X, Y[, Z]) and of those beside it."""
+    pool = functional.avg_pool2d if image.ndim == 4 else functional.avg_pool3d
+    return pool(image, 3, stride=1, padding=1, count_include_pad=False)
 
 
 def draw_rotation(axes: int) -> Tensor:

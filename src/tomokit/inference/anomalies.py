@@ -47,7 +47,7 @@ class ReconstructionInferer(Inferer):
     that, which is smoothed alike; half its mean is added, so that it is nowhere near 0.
 
     Args:
-        inferer: gives the network's reconstruction (B, C, X, Y[, Z]), or a sequence that begins with it.
+        inferer: gives the network's reconstruction (B, C, X, Y[, Z]).
         smoothing: of the scores, one deviation of a Gaussian in voxels; 0 smooths nothing.
 
     Raises:
@@ -62,8 +62,7 @@ class ReconstructionInferer(Inferer):
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """Return the scores (B, 1, X, Y[, Z]) of images (B, C, X, Y[, Z])."""
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        output = self.inferer(image, network, *args, **kwargs)
-        made = output[0] if isinstance(output, tuple | list) else output
+        made = self.inferer(image, network, *args, **kwargs)
         scores = smooth((image - made.float()).abs().mean(1, keepdim=True), self.smoothing)
         spread = getattr(network, "spread", None)
         if spread is None:

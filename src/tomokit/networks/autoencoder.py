@@ -10,9 +10,9 @@ REMEMBERED = 0.98  # of the usual error, at each step
 class VolumeVAE(VarAutoEncoder):
     """MONAI's `VarAutoEncoder` for images in any memory order, which keeps how far it is usually off at each voxel.
 
-    It gives the reconstruction (B, C, X, Y[, Z]), 0–1, then mean, log variance and code (B, latent); in use the code is
-    the mean. The size of the image is fixed, and what it knows depends on the place in it. `spread`, of one channel, is
-    the moving average of the training images' distances from their reconstructions.
+    In training it gives the reconstruction (B, C, X, Y[, Z]), 0–1, then mean, log variance and code (B, latent); in use
+    the reconstruction alone, from the mean. The size of the image is fixed, and what it knows depends on the place in
+    it. `spread`, of one channel, is the moving average of the training images' distances from their reconstructions.
 
     Source: Kingma and Welling, Auto-encoding variational Bayes, ICLR 2014.
     """
@@ -44,10 +44,11 @@ class VolumeVAE(VarAutoEncoder):
         features = self.intermediate(self.encode(x)).flatten(1)
         return self.mu(features), self.logvar(features)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return reconstruction, mean, log variance and code of images (B, C, X, Y[, Z]) of the one size."""
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what is made of images (B, C, X, Y[, Z]) of the one size; in training what the loss takes beside."""
         output: tuple[Tensor, Tensor, Tensor, Tensor] = super().forward(x)
-        if self.training:
-            errors = (x - output[0].detach().float()).abs().mean((0, 1), keepdim=True)
-            self.spread.lerp_(errors, 1 - REMEMBERED)
+        if not self.training:
+            return output[0]
+        errors = (x - output[0].detach().float()).abs().mean((0, 1), keepdim=True)
+        self.spread.lerp_(errors, 1 - REMEMBERED)
         return output
