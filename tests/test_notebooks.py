@@ -115,8 +115,9 @@ def test_a_notebook_calls_only_commands_and_keys_that_exist(path):
     for node in ast.walk(ast.parse("\n".join(cells(path, "python")).replace("%%capture\n", ""))):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "monai.bundle.run":
             given = {keyword.arg: keyword.value for keyword in node.keywords}
-            files = [item.value for item in given.pop("config_file").elts]
-            check_run(files, {key for key in given if key})
+            files = given.pop("config_file")
+            if isinstance(files, ast.List):  # else they are put together
+                check_run([item.value for item in files.elts], {key for key in given if key})
 
 
 @each
