@@ -209,3 +209,25 @@ def test_maps_of_an_explained_run_are_scored_and_shown(tmp_path, monkeypatch):
     assert lines[0][1:] == ["0.50 [0.00, 1.00]", lines[0][2], "0.50", "0.900 (0.600)", "0.200 (0.500)", "0.10"]
     assert lines[-1][4:] == ["", "", ""]
     bench.show(made)
+
+
+# Enhancement
+
+
+def test_the_table_of_enhancement_has_a_line_per_system_with_what_is_measured():
+    bench = importlib.import_module("enhancement")
+    common = {"dataset": "gaussian5", "n": 52}
+    rows = [
+        {"system": system, "metric": metric, "value": value, "ci95": [value - 0.1, value + 0.1], **common}
+        for system, psnr in (("l1", 29.4), ("noisy", 26.1), ("tv", 28.4))
+        for metric, value in (("psnr", psnr), ("ssim", psnr / 31), ("seconds", 0.25))
+        if (system, metric) != ("noisy", "seconds")
+    ]
+    rows.append({"system": "l1", "metric": "volume_shift", "value": -0.4, "ci95": [-0.7, -0.1], **common})
+    lines = bench.block(rows, "gaussian5").strip().splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| noisy", "| tv", "| l1"]
+    assert lines[4] == "| l1 | 29.40 [29.30, 29.50] | 0.948 | 0.25 | -0.40 [-0.70, -0.10] | – |"
+    told = {row["metric"]: bench.verdict(row) for row in rows if row["system"] == "l1"}
+    assert told["psnr"] == "≥ 29.0: met; BM4D 29.6" and told["volume_shift"] == "≤ 1.0 %: met" and told["ssim"] == ""
+    assert bench.verdict(rows[0] | {"value": 28.9}).startswith("≥ 29.0: missed")
+    assert bench.block(rows, "gaussian10") == "not measured yet"
