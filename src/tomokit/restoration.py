@@ -118,8 +118,8 @@ def middle_slice(image: NDArray[Any]) -> NDArray[Any]:
 def draw_restorations(cases: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Write a PNG with a row per case: the patch as it was, distorted, restored.
 
-    A case has "title", and "clean", "distorted" and "restored", (X, Y[, Z]) of one shape, turned to RAS. The grey runs from the 1st
-    to the 99th percentile of the clean patch.
+    A case has "title", and "clean", "distorted" and "restored", (X, Y[, Z]) of one shape, turned to RAS. The grey runs
+    from the 1st to the 99th percentile of the clean patch.
 
     Raises:
         TomokitError: when there is no case, or the file can't be written.
