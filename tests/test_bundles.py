@@ -33,6 +33,7 @@ NETWORKS = {
     "longitudinal": "resnet inception",
     "enhancement": "",
     "anomaly": "vae",
+    "registration": "",
     "pretraining": "",
 }
 LAYERED = [(bundle, f"networks/{name}") for bundle, names in NETWORKS.items() for name in names.split()]
@@ -43,8 +44,12 @@ HEAVY = ("networks/vnet", "networks/senet", "networks/swin_unetr")  # of which a
 OPTIONS = {"segmentation": SIZES, "sequence": {"spacing": [8.0, 8.0, -1], "image_size": [24, 24, -1]}}
 OPTIONS |= {"longitudinal": {"image_size": [16, 16, 16]}, "anomaly": {"modality": ["CT"]}}
 OPTIONS |= {"pretraining": {"patch_size": [16, 16, 16]}}
-OPTIONS |= {"enhancement": {"patch_size": [16, 16, 16], "window": [32, 32, 32], "filters": [8, 8]}}
-KEYS = {"segmentation": ("dice", 1), "enhancement": ("psnr", 100)}  # the score of all cases, and the most it can be
+OPTIONS |= {
+    "enhancement": {"patch_size": [16, 16, 16], "window": [32, 32, 32], "filters": [4, 8, 8], "mirror_axes": []}
+}
+OPTIONS |= {"registration": {"image_size": [16, 16, 16]}}
+# the score of all cases, where it is no AUC, and the most that it can be
+KEYS = {"segmentation": ("dice", 1), "registration": ("dice", 1), "enhancement": ("psnr", 100)}
 KEYS |= {"pretraining": ("error", 100)}
 MEASURED = ("classification", "sequence", "fusion")  # beside which stand rivals that see measures
 
@@ -58,8 +63,10 @@ def data(tmp_path_factory) -> dict[str, str]:
     phantoms.make_record_set(folder / "records", cases=24, test_cases=6, size=16, progress=False)
     phantoms.make_followup_set(folder / "pairs", cases=16, test_cases=4, size=16, change=(0.2, 0.3), progress=False)
     phantoms.make_segmentation_set(folder / "scans", "MRI", cases=6, test_cases=2, size=32, progress=False)
+    phantoms.make_segmentation_set(folder / "bodies", "MRI", cases=14, test_cases=3, size=24, progress=False)
     names = {"enhancement": "scans", "segmentation": "volumes", "classification": "shapes", "sequence": "heads"}
-    names |= {"fusion": "records", "longitudinal": "pairs", "anomaly": "volumes", "pretraining": "volumes"}
+    names |= {"fusion": "records", "longitudinal": "pairs", "anomaly": "volumes", "registration": "bodies"}
+    names |= {"pretraining": "volumes"}
     return {bundle: str(folder / name) for bundle, name in names.items()}
 
 
@@ -112,8 +119,9 @@ def test_a_network_trains_and_is_scored(bundle, layer, data, tmp_path):
 
 
 def check_scores(bundle: str, run: Path, **options: Any) -> None:
-    few = {"feature_models": []} if bundle in MEASURED else {"rivals": ["gaussian"]} if bundle == "enhancement" else {}
-    follow(bundle, run, "evaluate", **few, **options)
+    cheap = {"registration": {"rivals": ["none", "affine"]}, "enhancement": {"rivals": ["gaussian"]}}
+    cheap |= {name: {"feature_models": []} for name in MEASURED}
+    follow(bundle, run, "evaluate", **cheap.get(bundle, {}), **options)
     measures = json.loads((run / "metrics.json").read_text())
     key, most = KEYS.get(bundle, ("auc", 1))
     assert 0 <= measures["summary"][key]["mean"] <= most

@@ -24,7 +24,9 @@ def invoke(*arguments: str):
 
 def test_bundles_are_listed_with_their_paths():
     lines = invoke("bundles").output.splitlines()
-    names = "classification enhancement fusion longitudinal segmentation sequence".split()
+    names = (
+        "anomaly classification enhancement fusion longitudinal pretraining registration segmentation sequence".split()
+    )
     assert [line.split()[0] for line in lines] == list(list_bundles()) == names
     assert all(Path(line.split(maxsplit=1)[1]).is_dir() for line in lines)
 
@@ -32,7 +34,7 @@ def test_bundles_are_listed_with_their_paths():
 def test_a_bundle_is_found_by_name_and_by_folder():
     assert find_bundle("segmentation") == bundles_folder() / "segmentation"
     assert find_bundle(bundles_folder() / "segmentation") == bundles_folder() / "segmentation"
-    with pytest.raises(TomokitError, match=r"no bundle 'segmentatoin'.*enhancement, fusion, longitudinal, seg"):
+    with pytest.raises(TomokitError, match=r"no bundle 'segmentatoin'.*longitudinal, pretraining, registration, seg"):
         find_bundle("segmentatoin")
 
 

@@ -20,10 +20,16 @@ from tomokit.inference import CutHolesd, WritePredictiond, finish_writing
 from tomokit.inference.grids import turn_back
 from tomokit.intensity import RestoreUnitsd, ScaleToUnitd, unit_range
 from tomokit.losses import DeceptionLoss, DiscriminationLoss, RestorationLoss
-from tomokit.networks import BiasFreeUNet, Residual, Unshuffled
+from tomokit.networks import BiasFreeUNet, Residual
 from tomokit.rivals.denoising import FILTERS, apply_filter, check_filters, choose_strength
 
-SMALL = {"patch_size": [16, 16, 16], "window": [32, 32, 32], "filters": [8, 8], "cache": "memory"}
+SMALL = {
+    "patch_size": [16, 16, 16],
+    "window": [32, 32, 32],
+    "filters": [4, 8, 8],
+    "mirror_axes": [0],
+    "cache": "memory",
+}
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +62,6 @@ def test_the_answer_to_a_brighter_image_is_as_much_brighter(shape):
     assert not [name for name, _ in network.named_parameters() if "bias" in name]
 
 
-def test_an_unshuffled_network_keeps_the_grid_and_sees_cubes_as_channels():
-    class Kept(torch.nn.Module):
-        def forward(self, image):
-            self.shape = image.shape
-            return image
-
-    for shape, inner in (((1, 2, 7, 8, 5), (1, 16, 4, 4, 3)), ((2, 1, 5, 6), (2, 4, 3, 3))):
-        kept, image = Kept(), torch.rand(shape)
-        assert torch.equal(Unshuffled(kept)(image), image) and kept.shape == inner
-
-
 def test_the_answer_is_added_in_the_images_precision():
     class Nothing(torch.nn.Module):
         def forward(self, image):
@@ -76,15 +71,24 @@ def test_the_answer_is_added_in_the_images_precision():
     assert torch.equal(Residual(Nothing())(image), image)
 
 
+def test_an_image_with_little_noise_counts_as_much_as_one_with_much():
+    clean = torch.zeros(2, 1, 8, 8, 8)
+    image = (clean + torch.tensor([0.01, 0.1]).reshape(2, 1, 1, 1, 1)).requires_grad_()
+    RestorationLoss(ssim=0)(image, clean).backward()
+    pull = image.grad.flatten(1).sum(1) * torch.tensor([0.01, 0.1])  # what a share of its error is worth
+    assert torch.allclose(pull, torch.full((2,), 0.5), rtol=0.02)
+
+
 @pytest.mark.parametrize("shape", [(2, 1, 16, 14, 12), (2, 2, 15, 18)])
 def test_the_loss_is_the_distance_and_what_the_similarity_lacks(shape):
     generator = torch.Generator().manual_seed(0)
     one, two = (torch.rand(shape, generator=generator) for _ in range(2))
-    distance = (one - two).abs().mean()
-    assert torch.isclose(RestorationLoss(ssim=0)(one, two), distance)
+    distance = (one - two).abs().flatten(1).mean(1).log().mean()
+    assert torch.isclose(RestorationLoss(ssim=0)(one, two), distance, atol=1e-3)
     monais = SSIMLoss(len(shape) - 2, data_range=1.0, win_size=7, kernel_type="uniform")(one, two)
-    assert torch.isclose(RestorationLoss(ssim=0.3)(one, two), distance + 0.3 * monais, atol=1e-5)
-    assert RestorationLoss()(one, one).item() == pytest.approx(0, abs=1e-6)
+    gained = RestorationLoss(ssim=0.3)(one, two) - RestorationLoss(ssim=0)(one, two)
+    assert torch.isclose(gained, 0.3 * monais, atol=1e-5)
+    assert RestorationLoss()(one, one).isfinite()
     with pytest.raises(TomokitError, match="ssim must be at least 0, got -1"):
         RestorationLoss(ssim=-1)
     with pytest.raises(TomokitError, match=r"window of 7 voxels does not fit into \(6, 9\)"):
@@ -227,7 +231,7 @@ def test_an_enhanced_scan_has_the_units_and_the_grid_of_its_source(run, scans, t
     assert found.shape == source.shape and np.array_equal(found.affine, source.affine)
     before, after = source.get_fdata(), found.get_fdata()
     spread = before.std()
-    assert abs(after.mean() - before.mean()) < 0.1 * spread and np.corrcoef(before.ravel(), after.ravel())[0, 1] > 0.95
+    assert abs(after.mean() - before.mean()) < 0.1 * spread and np.corrcoef(before.ravel(), after.ravel())[0, 1] > 0.9
     again = nibabel.load(tmp_path / "out" / "turned.nii.gz")
     assert again.shape == turned.shape and np.allclose(again.affine, turned.affine)
     back = again.as_reoriented(
@@ -251,7 +255,7 @@ def test_a_discriminator_is_resumed_with_its_optimizer(scans, tmp_path):
         one, two = (end[part]["discriminator"] if part == "companions" else end[part] for end in ends)
         assert all(torch.equal(one[key], two[key]) for key in one)
     losses = json.loads((whole / "validation.json").read_text())["history"]
-    assert all(np.isfinite(entry["loss"]) and entry["loss"] > 0 for entry in losses)
+    assert all(np.isfinite(entry["loss"]) for entry in losses)
     assert weights(whole)  # a plain network's, which any stage takes
 
 

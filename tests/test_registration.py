@@ -1,9 +1,11 @@
 """Registrations: directions and millimetres against known truth, ITK's transform, folds, losses, pairs, whole runs."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import monai.bundle
 import nibabel
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from tomokit.engines import PreparePairs, attach_registration_files, attach_regi
 from tomokit.engines.registration import Pair, find_pair, write_registration
 from tomokit.engines.registration_pictures import draw_registrations
 from tomokit.errors import TomokitError
+from tomokit.lint import lint_bundle
 from tomokit.losses import (
     LocalCorrelation,
     MutualInformation,
@@ -48,6 +51,7 @@ from tomokit.registration import (
     summarise_registration,
 )
 from tomokit.registration.displacements import cover_grid, read_displacement
+from tomokit.release import release_run
 from tomokit.rivals.registration import register
 from tomokit.volumes import Volume, itk_image, write_volume
 
@@ -161,7 +165,7 @@ def test_a_network_learns_to_find_a_known_affine_map():
     optimizer = torch.optim.Adam(network.parameters(), 5e-3)
     image, target = torch.cat([fixed, moving], 1), torch.cat([fixed, mask, moving, mask], 1)
     inner = (..., slice(4, -4), slice(4, -4), slice(4, -4))
-    for _ in range(60):
+    for _ in range(40):
         optimizer.zero_grad()
         loss(network(image), target).backward()
         optimizer.step()
@@ -485,8 +489,8 @@ def test_a_picture_of_nothing_is_refused(tmp_path):
 
 @pytest.mark.parametrize("method", ["affine", "bspline", "demons"])
 def test_a_rival_finds_a_known_shift(method):
-    moving = Volume(smooth(24, 26, 22, sigma=3, seed=1) * 50 + 50, np.diag([1.0, 1.2, 1.1, 1]))
-    truth = np.zeros((3, 24, 26, 22), np.float32)
+    moving = Volume(smooth(20, 18, 16, sigma=3, seed=1) * 50 + 50, np.diag([1.0, 1.2, 1.1, 1]))
+    truth = np.zeros((3, 20, 18, 16), np.float32)
     truth[0] = 2.0
     fixed = Volume(move_volume(moving.array, moving.affine, truth, moving.affine, outside=50), moving.affine)
     found = register(fixed, moving, method)
@@ -519,7 +523,7 @@ def test_a_transform_is_read_as_it_was_made():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "bodies"
-    phantoms.make_segmentation_set(folder, "MRI", cases=12, test_cases=2, size=24, progress=False)
+    phantoms.make_segmentation_set(folder, "MRI", cases=14, test_cases=2, size=24, progress=False)
     return folder
 
 
@@ -548,6 +552,8 @@ def test_a_set_without_label_maps_is_registered_by_likeness(data, tmp_path):
     layers = ("modes/unlabelled", "modes/modalities")
     run = train("registration", tmp_path / "run", *layers, dataset_dir=str(tmp_path), **SMALL)
     record = json.loads((run / "validation.json").read_text())
+    metadata = json.loads((run / "configs" / "metadata.json").read_text())["network_data_format"]
+    assert (metadata["inputs"]["image"]["num_channels"], metadata["outputs"]["pred"]["num_channels"]) == (2, 3)
     assert record["metric"] == "val_likeness" and 0 <= record["best"]["metric"] <= 1
     follow("registration", run, "evaluate", rivals=[])
     assert set(json.loads((run / "metrics.json").read_text())["summary"]) == {"folds", "sdlogj", "seconds"}
@@ -555,7 +561,7 @@ def test_a_set_without_label_maps_is_registered_by_likeness(data, tmp_path):
 
 def test_two_scans_of_a_case_on_two_grids_are_a_pair(tmp_path):
     entries = []
-    for number in range(5):
+    for number in range(10):
         images = []
         for role, affine in enumerate((oblique(), oblique((2, 2, 2), turn=-0.1))):
             path = tmp_path / f"case{number}_{role:04d}.nii.gz"
@@ -568,7 +574,29 @@ def test_two_scans_of_a_case_on_two_grids_are_a_pair(tmp_path):
     run = train("registration", tmp_path / "run", "modes/unlabelled", "modes/modalities", **options)
     follow("registration", run, "evaluate", rivals=[])
     follow("registration", run, "inference")
-    assert len(list((run / "inference").glob("*_moved.nii.gz"))) == 1
+    assert len(list((run / "inference").glob("*_moved.nii.gz"))) == 2
+
+
+def test_a_release_registers_as_the_run_does(data, tmp_path, monkeypatch):
+    run = train("registration", tmp_path / "run", dataset_dir=str(data), **SMALL, epochs=1)
+    follow("registration", run, "evaluate", rivals=[])
+    release = release_run("registration", run, tmp_path / "moved.zip")
+    assert "models/model.ts" in release.files or any(line.startswith("model.ts: ") for line in release.left_out)
+    shutil.unpack_archive(release.path, tmp_path / "empty")
+    monkeypatch.chdir(tmp_path / "empty")
+    given = [[str(path) for path in sorted((data / "imagesTs").iterdir())]]
+    follow("registration", run, "inference", input=given)
+    monai.bundle.run(config_file="moved/configs/inference.json", bundle_root="moved", input=given, output_dir="out")
+    names = {path.name for path in (run / "inference").iterdir()}
+    assert names == {path.name for path in Path("out").iterdir()} and len(names) == 3
+    folders = (run / "inference", Path("out"))
+    one, two = (nibabel.load(next(folder.glob("*_moved*"))).get_fdata() for folder in folders)
+    assert np.array_equal(one, two)
+    described = json.loads(Path("moved/configs/metadata.json").read_text())
+    assert described["task"] == "Registration of MRI"
+    assert described["network_data_format"]["inputs"]["image"]["channel_def"]["1"] == "moving scan, MRI"
+    for stage in ("train", "evaluate", "inference"):
+        assert lint_bundle([Path(f"moved/configs/{stage}.json")]) == []
 
 
 def test_a_config_builds_the_pairs_it_says(data):

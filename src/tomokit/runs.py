@@ -240,14 +240,20 @@ def _fit_metadata(path: Path, config: Mapping[str, Any]) -> None:
     """Make the run's metadata tell the run's own label map and modality."""
     content = read_json(path)
     tensors = content["network_data_format"]
-    if "labels" in config:
+    if "labels" in config and "structures" not in config:
         tensors["outputs"]["pred"] |= {"num_channels": len(config["labels"]), "channel_def": dict(config["labels"])}
     if "modality" in config:
-        kinds = [str(kind) for kind in config["modality"]]
+        kinds = input_kinds(config)
         channels = {str(number): kind for number, kind in enumerate(kinds)}
         own = {"num_channels": len(kinds), "modality": ", ".join(kinds), "channel_def": channels}
         tensors["inputs"]["image"] |= own | ({} if kinds == ["CT"] else {"format": "magnitude"})
     write_json(path, content)
+
+
+def input_kinds(config: Mapping[str, Any]) -> list[str]:
+    """Return the modality of each channel that a network takes; in a registration one may stand for both scans."""
+    kinds = [str(kind) for kind in config.get("modality", [])]
+    return kinds * 2 if "structures" in config and len(kinds) == 1 else kinds
 
 
 def _processor() -> str:

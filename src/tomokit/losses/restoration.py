@@ -6,11 +6,15 @@ from torch.nn import functional
 
 from tomokit.errors import TomokitError
 
+LEAST = 1e-4  # of a difference: an image that equals the clean one has a loss too
 STABLE = (0.01**2, 0.03**2)  # that keep the similarity's quotients finite, at a range of 1
 
 
 class RestorationLoss(nn.Module):
-    """The mean absolute difference, and what the structural similarity lacks of 1.
+    """The logarithm of each image's mean absolute difference, and what the structural similarity lacks of 1.
+
+    With the logarithm an image with little noise counts as much as one with much, whose errors are larger
+    (docs/experiments.md).
 
     The similarity is over a cubic window, whose means are taken axis by axis: MONAI's `SSIMLoss` gives the same, and
     took longer than the network.
@@ -34,7 +38,7 @@ class RestorationLoss(nn.Module):
 
     def forward(self, image: Tensor, clean: Tensor) -> Tensor:
         """Return the loss of mended images (B, C, X, Y[, Z]) in units of their range."""
-        loss = (image - clean).abs().mean()
+        loss = ((image - clean).abs().flatten(1).mean(1) + LEAST).log().mean()
         if not self.ssim:
             return loss
         if min(image.shape[2:]) < self.window:

@@ -19,7 +19,7 @@ from tomokit.networks.measures import MeasuresAdded
 from tomokit.networks.padding import MinimumSize, PaddedNetwork
 from tomokit.networks.registration import RegistrationPyramid
 from tomokit.networks.residual import ResidualStage, slim_vnet
-from tomokit.networks.restoration import BiasFreeUNet, Residual, Unshuffled
+from tomokit.networks.restoration import BiasFreeUNet, Residual
 from tomokit.networks.separable import separable_unet
 from tomokit.networks.sequence import WindowSequence
 from tomokit.networks.siamese import SiameseNetwork
@@ -51,7 +51,6 @@ __all__ = [
     "SkipGate",
     "SlicewiseDynamicConvolution",
     "TaskHeads",
-    "Unshuffled",
     "ViTClassifier",
     "VolumeLogits",
     "VolumeVAE",

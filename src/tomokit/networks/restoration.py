@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from monai.networks.utils import pixelshuffle, pixelunshuffle
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tomokit.networks.blocks import SLOPE, Body, Extent, convolution, initialise
 
@@ -28,35 +26,6 @@ class Residual(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Return the mended image (B, C, X, Y[, Z]) for an image of the same shape."""
         return image + self.network(image).to(image.dtype)
-
-
-class Unshuffled(nn.Module):
-    """A network that sees each cube of neighbouring voxels as channels of one: wider filters in the same time.
-
-    The last voxels along each axis are repeated where the size is no multiple of the cube's edge.
-
-    Args:
-        network: takes `edge` to the power of the axes times as many channels, and gives as many.
-        edge: of a cube, in voxels.
-
-    Source: Zhang et al., FFDNet, IEEE Transactions on Image Processing 27 (2018).
-    """
-
-    def __init__(self, network: nn.Module, edge: int = 2) -> None:
-        super().__init__()
-        self.network = network
-        self.edge = edge
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Return (B, C, X, Y[, Z]) for an image (B, C, X, Y[, Z]) of any size."""
-        padding: list[int] = []
-        for axis in range(image.ndim - 1, 1, -1):
-            padding += [0, -image.shape[axis] % self.edge]
-        padded = functional.pad(image, padding, mode="replicate") if sum(padding) else image
-        found = pixelshuffle(self.network(pixelunshuffle(padded, image.ndim - 2, self.edge)), image.ndim - 2, self.edge)
-        for axis in range(2, image.ndim):
-            found = found.narrow(axis, 0, image.shape[axis])
-        return found
 
 
 class ResidualBlock(nn.Module):

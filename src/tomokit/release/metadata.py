@@ -16,6 +16,7 @@ from tomokit.planning.writing import value_range
 from tomokit.release.finished import FinishedRun
 from tomokit.release.standalone import Config
 from tomokit.release.training_data import TrainingData
+from tomokit.runs import input_kinds
 
 UNNAMED = "not named"
 PLACEHOLDER = "to be filled in"  # of a plan, as are its description and its first changelog
@@ -176,9 +177,7 @@ def _tensors(run: FinishedRun) -> dict[str, Any]:
     outputs = {key: dict(tensor) for key, tensor in told["outputs"].items()}
     size = config.get("patch_size") or config.get("image_size") or inputs["image"]["spatial_shape"]
     shape = ["*" if length == -1 else length for length in size]
-    kinds = [str(kind) for kind in config.get("modality", [])]
-    if task == "registration" and len(kinds) == 1:
-        kinds *= 2  # both scans are of one kind
+    kinds = input_kinds(config)
     image = {"spatial_shape": shape, "is_patch_data": "patch_size" in config}
     if kinds:
         named = [f"{place} scan, {kind}" for place, kind in zip(PLACES.get(str(task), ()), kinds, strict=False)]
