@@ -31,6 +31,7 @@ from tomokit.restoration import (
     RestoredShare,
     draw_restorations,
     measure_restoration,
+    middle_slice,
     restored_share,
     summarise_restoration,
 )
@@ -229,6 +230,13 @@ def test_the_measures_of_a_case_and_their_mean():
     summary = summarise_restoration(rows)["summary"]
     assert summary["restored"]["mean"] == pytest.approx(0.5) and summary["restored"]["cases"] == 1
     assert summary["error"]["mean"] == pytest.approx(0.25)
+
+
+def test_the_patient_s_right_is_on_the_left_and_the_front_up():
+    image = np.zeros((4, 6, 3))
+    image[3, 5, 1] = 1  # right, front
+    assert np.argwhere(middle_slice(image)).tolist() == np.argwhere(middle_slice(image[..., 1])).tolist() == [[0, 0]]
+    assert middle_slice(image).shape == (6, 4)
 
 
 @pytest.mark.parametrize("size", [(20, 30, 10), (20, 30)])

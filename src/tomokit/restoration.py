@@ -22,7 +22,7 @@ TASK = "pretraining"
 MEASURES = ("restored", "error", "error_distorted", "psnr_db", "psnr_distorted_db")
 TITLES = ("as it was", "distorted", "restored")
 ROW_INCHES, WIDTH_INCHES, DPI = 2.7, 8.0, 130
-CONVENTION = "The middle slice of a patch along its last axis, x to the right and y up."
+CONVENTION = "The middle axial slice of each patch; the patient's right is on the left."
 
 
 def restored_share(restored: Tensor, distorted: Tensor, target: Tensor) -> Tensor:
@@ -107,15 +107,19 @@ def summarise_restoration(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def middle_slice(image: NDArray[Any]) -> NDArray[Any]:
-    """Return an image (X, Y), the middle one of a volume."""
-    return image if image.ndim == 2 else image[..., image.shape[2] // 2]
+    """Return what is seen of an image (X, Y[, Z]) turned to RAS: (rows, columns), the front up, the right on the left.
+
+    Of a volume it is the axial slice in the middle.
+    """
+    plane = image if image.ndim == 2 else image[..., image.shape[2] // 2]
+    return plane[::-1, ::-1].T
 
 
 def draw_restorations(cases: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Write a PNG with a row per case: the patch as it was, distorted, restored.
 
-    A case has "title", and "clean", "distorted" and "restored", (X, Y[, Z]) of one shape. The grey runs from the 1st
-    to the 99th percentile of the clean patch.
+    A case has "title", and "clean", "distorted" and "restored", (X, Y[, Z]) of one shape, turned to RAS. The grey runs
+    from the 1st to the 99th percentile of the clean patch.
 
     Raises:
         TomokitError: when there is no case, or the file can't be written.
@@ -130,7 +134,7 @@ def draw_restorations(cases: Sequence[Mapping[str, Any]], path: str | Path) -> N
         low, high = grey_range(case["clean"])
         planes = [middle_slice(case[key]) for key in ("clean", "distorted", "restored")]
         for ax, plane, title in zip(row.subplots(1, 3), planes, TITLES, strict=True):
-            ax.imshow(plane.T, cmap="gray", origin="lower", vmin=low, vmax=high)
+            ax.imshow(plane, cmap="gray", vmin=low, vmax=high)
             ax.set_xlabel(title, fontsize=8)
             ax.set(xticks=[], yticks=[])
     figure.supxlabel(CONVENTION, fontsize=8)

@@ -82,7 +82,7 @@ def attach_restored(evaluator: Engine, trainer: Engine, writer: SummaryWriter) -
             kept.update({key: np.asarray(engine.state.output[0][key].cpu()) for key in ("label", "image", "pred")})
 
     def write(_: Engine) -> None:
-        picture = np.hstack([middle_slice(own[0]).T[::-1] for own in kept.values()])
+        picture = np.hstack([middle_slice(own[0]) for own in kept.values()])
         low, high = grey_range(kept["label"][0])
         grey = (np.clip((picture - low) / (high - low), 0, 1) * 255).astype(np.uint8)
         zoom = max(1, PICTURE_PIXELS // len(grey))
