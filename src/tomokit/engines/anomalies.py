@@ -145,7 +145,7 @@ def attach_anomaly_scores(
         draw_anomalies(_pick(rows, pictures), run_dir / PICTURE)
         if rival:
             normal = Dataset(list(cases["training"]), preprocessing)
-            found = score_pca(normal, evaluator.data_loader.dataset, percentile, smoothing)  # type: ignore[attr-defined]
+            found = score_pca(normal, evaluator.data_loader.dataset, percentile, smoothing)
             measures["rivals"] = {"pca": summarise_anomalies(found, None)}
             write_scores(run_dir, rows, measures)
         tell_scores(run_dir, "case")

@@ -278,9 +278,9 @@ def pair_row(pair: Pair, field: Field, names: Mapping[int, str], seconds: float)
 
 def rival_row(pair: Pair, name: str, names: Mapping[int, str]) -> dict[str, Any]:
     """Return the row of a pair that a rival registered."""
-    volumes = [read_scan(path) for path in pair.files]
+    fixed, moving = (read_scan(path) for path in pair.files)
     began = time.perf_counter()
-    field = pair.still() if name == NONE else register(*volumes, name)
+    field = pair.still() if name == NONE else register(fixed, moving, name)
     return pair_row(pair, field, names, time.perf_counter() - began)
 
 

@@ -35,12 +35,14 @@ def register(fixed: Volume, moving: Volume, method: str) -> NDArray[np.float32]:
         raise TomokitError(f"a registration without a network must be one of {', '.join(RIVALS)}, got {method!r}")
     import SimpleITK as sitk
 
-    images = [itk_image(normalise_intensity(np.asarray(own.array, np.float32)), own.affine) for own in (fixed, moving)]
-    transform = _affine(sitk, *images)
+    still, moved = (
+        itk_image(normalise_intensity(np.asarray(own.array, np.float32)), own.affine) for own in (fixed, moving)
+    )
+    transform = _affine(sitk, still, moved)
     if method == "bspline":
-        transform = _bspline(sitk, *images, transform)
+        transform = _bspline(sitk, still, moved, transform)
     if method == "demons":
-        transform = _demons(sitk, *images, transform)
+        transform = _demons(sitk, still, moved, transform)
     return read_displacement(transform, np.asarray(fixed.array).shape, fixed.affine)
 
 
@@ -85,6 +87,7 @@ def _demons(sitk: Any, fixed: Any, moving: Any, affine: Any) -> Any:
     seen = sitk.Resample(whole, fixed, affine, sitk.sitkNearestNeighbor, 0.0)
     filled = sitk.Mask(moved, seen) + sitk.Mask(fixed, seen == 0)  # nothing pulls where the moving scan ends
     demons = sitk.DiffeomorphicDemonsRegistrationFilter()
+    demons.SetNumberOfThreads(1)  # several add up in an order of their own
     demons.SetNumberOfIterations(DEMONS_STEPS)
     demons.SetStandardDeviations([DEMONS_SIGMA_MM / edge for edge in fixed.GetSpacing()])
     field = demons.Execute(fixed, filled)
