@@ -63,7 +63,7 @@ def data(tmp_path_factory) -> dict[str, str]:
     phantoms.make_record_set(folder / "records", cases=24, test_cases=6, size=16, progress=False)
     phantoms.make_followup_set(folder / "pairs", cases=16, test_cases=4, size=16, change=(0.2, 0.3), progress=False)
     phantoms.make_segmentation_set(folder / "scans", "MRI", cases=6, test_cases=2, size=32, progress=False)
-    phantoms.make_segmentation_set(folder / "bodies", "MRI", cases=20, test_cases=3, size=24, progress=False)
+    phantoms.make_segmentation_set(folder / "bodies", "MRI", cases=16, test_cases=3, size=24, progress=False)
     names = {"enhancement": "scans", "segmentation": "volumes", "classification": "shapes", "sequence": "heads"}
     names |= {"fusion": "records", "longitudinal": "pairs", "anomaly": "volumes", "registration": "bodies"}
     names |= {"pretraining": "volumes"}

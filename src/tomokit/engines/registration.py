@@ -222,11 +222,9 @@ def attach_registration_scores(
         rivals: what else is scored: "none", and of `tomokit.rivals.registration.RIVALS`.
 
     Raises:
-        TomokitError: when there is no test case or no pair of them, or no such rival.
+        TomokitError: when there is no test case, or no such rival.
     """
     check_test_cases(cases)
-    if not len(evaluator.data_loader.dataset):
-        raise TomokitError(f"{cases['test'][0]['case']} is the only test case; a pair needs two of them")
     if unknown := [name for name in rivals if name not in (NONE, *RIVALS)]:
         raise TomokitError(f"`rivals` must be of {', '.join((NONE, *RIVALS))}, got {unknown[0]!r}")
     run_dir = Path(run_dir)

@@ -16,7 +16,8 @@ from tomokit.errors import TomokitError
 from tomokit.networks.blocks import InstanceNorm
 
 SLOPE = 0.1  # of leaky ReLU below 0
-FIRST_STEP = 1e-3  # deviation of the first weights of what becomes a displacement: a run starts at the identity
+FIRST = 1e-3  # deviation of the first weights of what becomes a displacement: a run starts at the identity
+CAREFUL = 0.1  # a velocity is this times what a convolution gives: else the optimizer's first steps take it far away
 
 
 def voxel_places(like: Tensor) -> Tensor:
@@ -183,7 +184,7 @@ class AffineHead(nn.Module):
             *(make(hidden, hidden, 3, padding=1), nn.LeakyReLU(SLOPE)),
         )
         self.last = make(hidden, spatial_dims, 1)
-        nn.init.normal_(self.last.weight, std=FIRST_STEP)
+        nn.init.normal_(self.last.weight, std=FIRST)
         nn.init.zeros_(self.last.bias)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -217,7 +218,7 @@ class VelocityLevel(nn.Module):
             *(make(hidden, hidden, 3, padding=1), nn.LeakyReLU(SLOPE)),
         )
         self.last = make(hidden, spatial_dims, 3, padding=1)
-        nn.init.normal_(self.last.weight, std=FIRST_STEP)
+        nn.init.normal_(self.last.weight, std=FIRST)
         nn.init.zeros_(self.last.bias)
 
     def forward(self, fixed: Tensor, aligned: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -228,7 +229,7 @@ class VelocityLevel(nn.Module):
         if self.handed is not None and state is not None:
             parts.append(enlarge(self.handed(state)))
         state = self.body(torch.cat(parts, 1))
-        return self.last(state), state
+        return CAREFUL * self.last(state), state
 
 
 def neighbour_likeness(fixed: Tensor, moving: Tensor) -> Tensor:

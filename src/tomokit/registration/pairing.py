@@ -99,7 +99,7 @@ class PairedScans(Dataset):
         most: at most so many pairs; None for all.
 
     Raises:
-        TomokitError: when there is no such way to pair, or one scan alone, of which no random other one can be drawn.
+        TomokitError: when there is no such way to pair, or one scan alone.
     """
 
     def __init__(self, data: Any, partner: str = "random", most: int | None = None) -> None:
@@ -108,8 +108,11 @@ class PairedScans(Dataset):
         self.data, self.partner, self.most = data, partner, most
         scans = getattr(data, "data", data)
         self.own_pairs = bool(len(scans)) and "role" in scans[0]
-        if len(scans) == 1 and partner == "random":
-            raise TomokitError(f"{scans[0]['case']} has no other scan to be registered with; give two cases or more")
+        if len(scans) == 1:
+            raise TomokitError(
+                f"{scans[0]['case']} has no other scan to be registered with: training, validation and test need two "
+                "cases each; give `split` a file that has them"
+            )
 
     def __len__(self) -> int:
         """Return the number of pairs."""
