@@ -154,7 +154,7 @@ def test_an_image_is_written_on_its_source_as_float32(folder, tmp_path):
     turned = affine @ np.array([[-1, 0, 0, 2], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
     image = MetaTensor(torch.from_numpy(source[::-1].copy())[None].float(), affine=torch.as_tensor(turned), meta=meta)
     writer = WritePredictiond("pred", tmp_path / "out", folder_key=folder)
-    writer({"pred": image.as_tensor() + 0.25, "image": image, "case": "a", "kind": "noise"})
+    writer({"pred": image + 0.25, "image": image, "case": "a", "kind": "noise"})
     finish_writing()
     found = nibabel.load(tmp_path / "out" / ("noise" if folder else "") / "a.nii.gz")
     assert found.get_data_dtype() == np.float32 and np.array_equal(found.affine, affine)

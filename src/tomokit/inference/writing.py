@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import torch
 from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from numpy.typing import ArrayLike, NDArray
 
@@ -32,9 +33,9 @@ class WritePredictiond(MapTransform):
     """Writes a label map or an image on its source's own grid as `<output_dir>/<case>.nii.gz`, whole or not at all.
 
     Sources in NRRD or MetaImage get theirs in that format; DICOM gets NIfTI. What is written, (1, X, Y, Z), must be
-    back on the source's grid; an image may lie on it turned, and is turned back. Affine, orientation and header are the
-    source's; only the data type becomes the smallest unsigned integer that holds the labels, or float32 of an image. It
-    is written in a thread: `finish_writing` waits for the last one.
+    back on the source's grid; an image with an affine may lie on it turned, and is turned back. Affine, orientation and
+    header are the source's; only the data type becomes the smallest unsigned integer that holds the labels, or float32
+    of an image. It is written in a thread: `finish_writing` waits for the last one.
 
     Args:
         keys: the key of the label map or image.
@@ -61,10 +62,9 @@ class WritePredictiond(MapTransform):
         for key in self.key_iterator(dict(data)):
             values = np.asarray(torch.as_tensor(data[key]).cpu())[0]
             image = data[self.image_key]
-            if values.dtype.kind == "f":
-                values = turn_back(
-                    values, image.affine, _source_shape(image, values.ndim), image.meta["original_affine"]
-                )
+            if values.dtype.kind == "f" and isinstance(data[key], MetaTensor):
+                shape = _source_shape(image, values.ndim)
+                values = turn_back(values, data[key].affine, shape, image.meta["original_affine"])
             write_array_behind(values, image, folder, data["case"])
         return dict(data)
 

@@ -140,9 +140,9 @@ def _parser(inference: Config, folder: Path) -> ConfigParser:
 def _example(parser: ConfigParser) -> dict[str, Tensor]:
     """Return an example of what the network of a config takes, the image first, drawn with a fixed seed."""
     generator = torch.Generator().manual_seed(0)
-    key = next(key for key in ("patch_size", "window", "image_size") if key in parser.get())
+    key = next(key for key in ("patch_size", "image_size") if key in parser.get())
     size = [SLICES if length < 0 else length for length in parser.get_parsed_content(key)]
-    own = "in_channels" in parser.get("network_def")  # of a registration both scans', each of the one modality
+    own = "in_channels" in (parser.get("network_def") or {})  # of a registration both scans', each of the one modality
     channels = (
         parser.get_parsed_content("network_def::in_channels") if own else len(parser.get_parsed_content("modality"))
     )
