@@ -9,6 +9,7 @@ from scipy import ndimage, stats
 from tomokit.augmentation import BatchRandGaussianNoised
 from tomokit.degradation import (
     BatchRandBlurd,
+    BatchRandEmptyBackgroundd,
     BatchRandGhostsd,
     BatchRandLowDosed,
     BatchRandMissingSlicesd,
@@ -29,6 +30,7 @@ EVERY = [
     BatchRandRicianNoised(**KEY),
     BatchRandLowDosed(**KEY),
     BatchRandBlurd(**KEY),
+    BatchRandEmptyBackgroundd(**KEY, prob=1.0),
     BatchRandThickSlicesd(**KEY),
     BatchRandMissingSlicesd(**KEY),
     BatchRandMotiond(**KEY),
@@ -122,6 +124,23 @@ def test_missing_slices_are_empty_in_all_channels():
     assert 0.2 < empty.float().mean() < 0.4
     kept = ~empty[:, :, None, None].expand_as(found)
     assert torch.equal(found[kept], batch["image"][kept])
+
+
+@pytest.mark.parametrize("shape", [(40, 2, 16, 20, 12), (40, 1, 16, 20)])
+def test_an_empty_background_lies_beyond_a_plane_in_all_keys(shape):
+    batch = {"image": torch.rand(shape) + 1, "label": torch.rand(shape[0], 1, *shape[2:]) + 1, "spacing": None}
+    found = BatchRandEmptyBackgroundd(keys=["image", "label"], prob=0.5)(batch)
+    assert batch["image"].min() >= 1  # the given batch is not changed
+    empty = found["image"] == 0
+    torch.testing.assert_close(empty, (found["label"] == 0).expand_as(empty))
+    torch.testing.assert_close(found["image"][~empty], batch["image"][~empty])
+    parts = empty[:, 0].flatten(1).float().mean(1)
+    assert 10 <= (parts > 0).sum() <= 30 and parts.max() < 0.95
+    drawn = empty[parts.argmax(), 0]
+    for part in (drawn.nonzero(), (~drawn).nonzero()):  # both convex: a plane parts them
+        middles = part[torch.randint(len(part), (500,))] + part[torch.randint(len(part), (500,))]
+        middles = middles[(middles % 2 == 0).all(1)] // 2
+        assert len(middles) > 20 and (drawn[tuple(middles.T)] == drawn[tuple(part[0])]).all()
 
 
 def test_a_patient_who_lay_elsewhere_all_the_time_is_moved():

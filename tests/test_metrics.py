@@ -28,6 +28,7 @@ from tomokit.metrics import (
     summarise_segmentation,
     summarise_task,
 )
+from tomokit.metrics.curves import middle_ranks
 
 LABELS = {"0": "background", "1": "liver", "2": "spleen", "3": "lesion"}
 AFFINE = np.diag([2.0, 2.0, 5.0, 1.0])  # 0.02 ml a voxel
@@ -189,6 +190,13 @@ def test_area_is_scikit_learns_with_ties():
     for _ in range(20):
         truth, score = np.arange(50) % 3 == 0, generator.integers(0, 8, size=50)
         assert area_under_curve(truth, score) == pytest.approx(sklearn.metrics.roc_auc_score(truth, score))
+
+
+def test_ranks_are_scipys():
+    generator = np.random.default_rng(0)
+    for numbers in (generator.random(40), generator.integers(0, 8, size=50), np.zeros(3), np.array([])):
+        np.testing.assert_array_equal(middle_ranks(numbers), scipy.stats.rankdata(numbers))
+    assert np.isnan(middle_ranks(np.array([1.0, np.nan, 2.0]))).all()
 
 
 def test_two_classes_against_scikit_learn():

@@ -6,6 +6,7 @@ no signal, 1 is bright. What is told in mm needs the voxels' size, `"spacing"` (
 """
 
 from tomokit.degradation.acquisition import BatchRandGhostsd, BatchRandMotiond
+from tomokit.degradation.background import BatchRandEmptyBackgroundd
 from tomokit.degradation.cases import DegradeCased, NoteSpacingd, case_seed, list_degraded
 from tomokit.degradation.holes import HOLE, BatchRandHolesd
 from tomokit.degradation.noise import BatchRandLowDosed, BatchRandRicianNoised
@@ -14,6 +15,7 @@ from tomokit.degradation.resolution import BatchRandBlurd, BatchRandMissingSlice
 __all__ = [
     "HOLE",
     "BatchRandBlurd",
+    "BatchRandEmptyBackgroundd",
     "BatchRandGhostsd",
     "BatchRandHolesd",
     "BatchRandLowDosed",

@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.stats
 from numpy.typing import NDArray
 
 from tomokit.errors import TomokitError
@@ -46,8 +45,21 @@ def area_under_curve(truth: NDArray[Any], score: NDArray[Any]) -> float:
     n_positive, n_negative = int(positive.sum()), int((~positive).sum())
     if n_positive == 0 or n_negative == 0:
         return float("nan")
-    ranks = scipy.stats.rankdata(score)[positive].sum()
+    ranks = middle_ranks(score)[positive].sum()
     return float((ranks - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
+
+
+def middle_ranks(numbers: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the rank of each number (N,), from 1 for the least; equal numbers share their mean rank.
+
+    NaN where any number is. As scipy's `rankdata`, which takes several times as long for the few cases of a resample.
+    """
+    given = np.asarray(numbers, dtype=float)
+    if np.isnan(given).any():
+        return np.full(given.shape, np.nan)
+    ordered = np.sort(given)
+    ranks: NDArray[np.float64] = (np.searchsorted(ordered, given) + np.searchsorted(ordered, given, "right") + 1) / 2
+    return ranks
 
 
 def average_precision(truth: NDArray[Any], score: NDArray[Any]) -> float:
@@ -141,7 +153,7 @@ def _count_found(
 def _bins(chances: NDArray[Any]) -> NDArray[np.int_]:
     """Return the bin of each case, from 0 by rising probability; some are empty where probabilities are equal."""
     bins = min(MOST_BINS, max(1, round(len(chances) ** (1 / 3))))
-    places: NDArray[np.int_] = ((scipy.stats.rankdata(chances) - 0.5) * bins / len(chances)).astype(int)
+    places: NDArray[np.int_] = ((middle_ranks(chances) - 0.5) * bins / len(chances)).astype(int)
     return places
 
 
