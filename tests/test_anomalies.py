@@ -27,8 +27,9 @@ from tomokit.augmentation import BatchRandForeignPatchesd
 from tomokit.augmentation.foreign import draw_rotation, mean_of_neighbours
 from tomokit.errors import TomokitError
 from tomokit.files import write_json
-from tomokit.inference import PatchScoreInferer, ReconstructionInferer, to_source_grid
+from tomokit.inference import PatchScoreInferer, ReconstructionInferer
 from tomokit.inference.anomalies import smooth
+from tomokit.inference.grids import interpolate_back
 from tomokit.losses import VariationalLoss
 from tomokit.networks import VolumeVAE
 from tomokit.rivals.anomalies import fit_pca, pca_scores, score_pca
@@ -358,7 +359,7 @@ def test_a_map_comes_back_to_its_source(axcodes):
     moved = Spacing(pixdim=(1.0, 1.0, 1.0))(
         Orientation(axcodes=axcodes, labels=None)(MetaTensor(source[None], affine=affine))
     )
-    found = to_source_grid(np.asarray(moved)[0], moved.affine, source.shape, affine)
+    found = interpolate_back(np.asarray(moved)[0], moved.affine, source.shape, affine)
     inner = (slice(2, -2),) * 3
     assert found.shape == source.shape and np.allclose(found[inner], source[inner], atol=1e-3)
 
@@ -367,7 +368,7 @@ def test_what_was_cropped_away_scores_0():
     scores = np.ones((4, 4, 4), np.float32)
     affine = np.eye(4)
     affine[:3, 3] = 2
-    found = to_source_grid(scores, affine, (8, 8, 8), np.eye(4))
+    found = interpolate_back(scores, affine, (8, 8, 8), np.eye(4))
     assert found.sum() == 64 and (found[2:6, 2:6, 2:6] == 1).all()
 
 

@@ -39,7 +39,8 @@ from tomokit.engines.evaluation import (
 )
 from tomokit.engines.hardware import plain, to_channels_last, unwrap
 from tomokit.files import replacing, write_json, write_table
-from tomokit.inference import finish_writing, to_source_grid, write_array_behind
+from tomokit.inference import finish_writing, write_array_behind
+from tomokit.inference.grids import interpolate_back
 from tomokit.rivals.anomalies import score_pca
 from tomokit.runs import is_main_process
 
@@ -183,7 +184,7 @@ def attach_anomaly_table(
             rows.append(row | _highest(scores[0], np.asarray(image.affine, float)))
             if write:
                 shape = tuple(int(size) for size in np.asarray(image.meta["spatial_shape"]))
-                found = to_source_grid(scores[0], image.affine, shape, image.meta["original_affine"])
+                found = interpolate_back(scores[0], image.affine, shape, image.meta["original_affine"])
                 write_array_behind(found, image, Path(output_dir), f"{item['case']}_score")
 
     def finish(_: Engine) -> None:

@@ -1,6 +1,6 @@
 """From image files to label maps on those files' own grids, whole volumes in bounded memory."""
 
-from tomokit.inference.anomalies import PatchScoreInferer, ReconstructionInferer, to_source_grid
+from tomokit.inference.anomalies import PatchScoreInferer, ReconstructionInferer
 from tomokit.inference.holes import CutHolesd, KeepKnownd
 from tomokit.inference.inferers import MirroredInferer, MixedPrecisionInferer
 from tomokit.inference.read_ahead import ReadAhead
@@ -29,7 +29,6 @@ __all__ = [
     "finish_writing",
     "first_image",
     "list_inputs",
-    "to_source_grid",
     "write_array_behind",
     "write_on_source_grid",
 ]

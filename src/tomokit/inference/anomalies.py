@@ -1,18 +1,15 @@
-"""Scores of each voxel: how unlike the normal cases it is; on the network's grid, and back on the source's."""
+"""Scores of each voxel: how unlike the normal cases it is."""
 
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.networks.layers import gaussian_1d, separable_filtering
-from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from tomokit.errors import TomokitError
-from tomokit.inference.grids import relate_grids, stretches
 
 LEAST_SPREAD = 0.5  # of its mean
 
@@ -88,27 +85,3 @@ def check_smoothing(sigma: float) -> float:
     if not sigma >= 0:
         raise TomokitError(f"smoothing must be a number of voxels of at least 0, got {sigma}")
     return float(sigma)
-
-
-def to_source_grid(
-    scores: NDArray[np.float32], affine: ArrayLike, source_shape: tuple[int, ...], source_affine: ArrayLike
-) -> NDArray[np.float32]:
-    """Return scores (X, Y[, Z]) on the source's grid, interpolated linearly; 0 where the source was cropped away.
-
-    Args:
-        scores: on the network's grid.
-        affine: (4, 4) from the network's voxel index to world.
-        source_shape: of the source, as many axes.
-        source_affine: (4, 4) from the source's voxel index to world.
-
-    Raises:
-        TomokitError: when the network's grid is turned against the source's.
-    """
-    axes = relate_grids(scores.shape, affine, source_shape, source_affine)
-    for number, (axis, size) in enumerate(zip(axes, scores.shape, strict=True)):
-        matrix = np.zeros((len(axis.places), size), np.float32)
-        for part in stretches(axis.places, 0, size - 1, size, False, True):
-            matrix[slice(*part.voxels), slice(*part.nodes)] = part.matrix.numpy()
-        scores = np.moveaxis(np.tensordot(matrix, scores, (1, number)), 0, number)
-    order = [[axis.source for axis in axes].index(source) for source in range(len(axes))]
-    return np.ascontiguousarray(scores.transpose(order), dtype=np.float32)

@@ -148,3 +148,27 @@ def _stretch(places: NDArray[np.float64], nodes: tuple[int, int], voxels: tuple[
     if nearest:
         matrix = np.eye(count)[np.floor(within + 0.5).astype(int).clip(0, count - 1)]
     return Stretch(nodes, voxels, torch.from_numpy(matrix.astype(np.float32)))
+
+
+def interpolate_back(
+    scores: NDArray[np.float32], affine: ArrayLike, source_shape: tuple[int, ...], source_affine: ArrayLike
+) -> NDArray[np.float32]:
+    """Return scores (X, Y[, Z]) on the source's grid, interpolated linearly; 0 where the source was cropped away.
+
+    Args:
+        scores: on the network's grid.
+        affine: (4, 4) from the network's voxel index to world.
+        source_shape: of the source, as many axes.
+        source_affine: (4, 4) from the source's voxel index to world.
+
+    Raises:
+        TomokitError: when the network's grid is turned against the source's.
+    """
+    axes = relate_grids(scores.shape, affine, source_shape, source_affine)
+    for number, (axis, size) in enumerate(zip(axes, scores.shape, strict=True)):
+        matrix = np.zeros((len(axis.places), size), np.float32)
+        for part in stretches(axis.places, 0, size - 1, size, False, True):
+            matrix[slice(*part.voxels), slice(*part.nodes)] = part.matrix.numpy()
+        scores = np.moveaxis(np.tensordot(matrix, scores, (1, number)), 0, number)
+    order = [[axis.source for axis in axes].index(source) for source in range(len(axes))]
+    return np.ascontiguousarray(scores.transpose(order), dtype=np.float32)
