@@ -10,6 +10,8 @@ import torch
 from bundle_runs import follow, train, weights
 from monai.data import MetaTensor
 from monai.losses import SSIMLoss
+from scipy.ndimage import maximum_filter, minimum_filter
+from torch import nn
 
 from tomokit import phantoms
 from tomokit.degradation import HOLE, BatchRandHolesd
@@ -30,6 +32,11 @@ SMALL = {
     "mirror_axes": [0],
     "cache": "memory",
 }
+
+
+class Strong(nn.Module):
+    def forward(self, x):
+        return 50 * x
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +226,22 @@ def test_a_run_is_scored_in_each_degradation_beside_filters(run):
     assert (run / "overlay.png").stat().st_size > 10_000
     found = {str(path.relative_to(run / "predictions")) for path in (run / "predictions").rglob("*.nii.gz")}
     assert found == {f"{kind}/case_00{i}.nii.gz" for kind in measures["per_class"] for i in (4, 5)}
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 9, 8, 7), (2, 1, 9, 8)])
+def test_no_value_is_made_that_is_not_near(shape):
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    image[:, :, 5:] = 0.25  # even, but for what lies within two voxels
+    dims = len(shape) - 2
+    wild = nn.Sequential(nn.Conv3d(2, 2, 3, padding=1) if dims == 3 else nn.Conv2d(1, 1, 3, padding=1), Strong())
+    found = Residual(wild, within=2)(image)
+    size = (1, 1, *[5] * dims)
+    greatest, least = (torch.tensor(change(image.numpy(), size)) for change in (maximum_filter, minimum_filter))
+    assert (found <= greatest).all() and (found >= least).all() and not torch.equal(found, image)
+    assert torch.equal(found[:, :, 7:], image[:, :, 7:])
+    assert torch.equal(Residual(wild)(image), image + wild(image))
+    with pytest.raises(TomokitError, match="within must be at least 1 voxel, or null, got 0"):
+        Residual(wild, within=0)
 
 
 def test_an_enhanced_scan_has_the_units_and_the_grid_of_its_source(run, scans, tmp_path):

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from tomokit.errors import TomokitError
 from tomokit.networks.blocks import SLOPE, Body, Extent, convolution, initialise
 
 BRANCH, LAST = 0.1, 0.01  # of the usual weights of a block's second convolution and of the last layer before training
@@ -15,17 +17,39 @@ class Residual(nn.Module):
 
     Args:
         network: takes (B, C, X, Y[, Z]) and gives as many channels on the same grid.
+        within: voxels; the result stays between the least and the greatest value that its channel of the input has so
+            near. Whatever the network was not trained for, no value is made that is not there, and what is even stays
+            as it is. None bounds nothing, for what must go beyond: a blurred peak was higher.
 
+    Raises:
+        TomokitError: when `within` is below 1.
     Source: Zhang et al., Beyond a Gaussian denoiser, IEEE Transactions on Image Processing 26 (2017).
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, within: int | None = None) -> None:
         super().__init__()
+        if within is not None and within < 1:
+            raise TomokitError(f"within must be at least 1 voxel, or null, got {within}")
         self.network = network
+        self.within = within
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the mended image (B, C, X, Y[, Z]) for an image of the same shape."""
-        return image + self.network(image).to(image.dtype)
+        mended = image + self.network(image).to(image.dtype)
+        if self.within is None:
+            return mended
+        return mended.clamp(-greatest_near(-image, self.within), greatest_near(image, self.within))
+
+
+def greatest_near(image: Tensor, reach: int) -> Tensor:
+    """Return the greatest value of (B, C, X, Y[, Z]) within `reach` voxels along each axis, axis by axis."""
+    flat = image.ndim == 4
+    pool = functional.max_pool2d if flat else functional.max_pool3d
+    for axis in range(image.ndim - 2):
+        edge, pad = [1] * (image.ndim - 2), [0] * (image.ndim - 2)
+        edge[axis], pad[axis] = 2 * reach + 1, reach
+        image = pool(image, edge, stride=1, padding=pad)
+    return image
 
 
 class ResidualBlock(nn.Module):
