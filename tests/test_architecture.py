@@ -11,7 +11,7 @@ GROUPS = (
     "errors memory files config_rules config_safety configs geometry labels statistics conformal volumes",
     "datasets phantoms splits dicom importers reading catalogue checks caching",
     "transforms spacing intensity augmentation degradation networks sequences regions losses optimizers measure "
-    "metrics pictures rivals records modalities anomalies pairs registration restoration subgroups explain",
+    "metrics pictures panels rivals records modalities anomalies pairs registration restoration subgroups explain",
     "runs inference inputs engines decisions held_out ensembles finetuning joining postprocessing readout selftraining",
     "bundles lint report check_report planning search release",
     "cli",

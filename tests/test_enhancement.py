@@ -2,7 +2,9 @@
 
 import json
 import traceback
+import zipfile
 
+import monai.bundle
 import nibabel
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from tomokit.inference.grids import turn_back
 from tomokit.intensity import RestoreUnitsd, ScaleToUnitd, unit_range
 from tomokit.losses import DeceptionLoss, DiscriminationLoss, RestorationLoss
 from tomokit.networks import BiasFreeUNet, Residual
+from tomokit.release.making import release_run
 from tomokit.rivals.denoising import FILTERS, apply_filter, check_filters, choose_strength
 
 SMALL = {
@@ -205,7 +208,7 @@ def test_scores_are_summarised_by_degradation_and_paired():
 
 
 def test_a_picture_needs_volumes(tmp_path):
-    with pytest.raises(TomokitError, match="no images to draw in"):
+    with pytest.raises(TomokitError, match="nothing to draw in"):
         draw_enhanced([], tmp_path / "a.png")
     flat = {name: np.zeros((4, 4)) for name in ("clean", "degraded", "enhanced")} | {"title": "x", "affine": np.eye(4)}
     with pytest.raises(TomokitError, match=r"x: the images must be 3D, got \(4, 4\)"):
@@ -261,6 +264,20 @@ def test_an_enhanced_scan_has_the_units_and_the_grid_of_its_source(run, scans, t
         nibabel.orientations.ornt_transform(nibabel.io_orientation(again.affine), nibabel.io_orientation(source.affine))
     )
     assert np.allclose(back.get_fdata(), after, atol=1e-3 * spread)
+
+
+def test_a_release_enhances_as_its_run_does(run, scans, tmp_path):
+    release = release_run("enhancement", run, tmp_path / "enhancer.zip")
+    assert {export.name for export in release.exports} == {"model.ts", "model.onnx"}
+    with zipfile.ZipFile(tmp_path / "enhancer.zip") as content:
+        content.extractall(tmp_path)
+    scan = str(scans / "imagesTs" / "case_004.nii.gz")
+    follow("enhancement", run, "inference", input=scan, output_dir=str(tmp_path / "own"))
+    folder = tmp_path / "enhancer"
+    released = str(folder / "configs" / "inference.json")
+    monai.bundle.run(config_file=released, bundle_root=str(folder), input=scan, output_dir=str(tmp_path / "out"))
+    one, two = (nibabel.load(tmp_path / name / "case_004.nii.gz") for name in ("own", "out"))
+    assert np.allclose(one.get_fdata(), two.get_fdata(), atol=1e-3) and np.array_equal(one.affine, two.affine)
 
 
 def test_a_discriminator_is_resumed_with_its_optimizer(scans, tmp_path):

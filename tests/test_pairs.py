@@ -467,7 +467,7 @@ def test_the_picture_shows_the_surest_and_the_least_sure():
 
 
 def test_a_picture_needs_pairs_of_one_shape(tmp_path):
-    with pytest.raises(TomokitError, match="no pairs to draw"):
+    with pytest.raises(TomokitError, match="nothing to draw"):
         draw_pairs([], tmp_path / "a.png")
     pair = {"title": "a", "first": np.zeros((4, 4, 4)), "second": np.zeros((4, 4, 5)), "affine": np.eye(4)}
     with pytest.raises(TomokitError, match=r"a: the scans must be 3D of one shape.*\(4, 4, 5\)"):

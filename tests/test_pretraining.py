@@ -26,12 +26,12 @@ from tomokit.finetuning import load_pretrained
 from tomokit.losses import HiddenVoxelsLoss
 from tomokit.metrics import psnr
 from tomokit.networks import LeanEncoder, LeanUNet
+from tomokit.panels import middle_slice
 from tomokit.release import release_run
 from tomokit.restoration import (
     RestoredShare,
     draw_restorations,
     measure_restoration,
-    middle_slice,
     restored_share,
     summarise_restoration,
 )
@@ -245,7 +245,7 @@ def test_a_picture_has_three_panels_a_row(size, tmp_path):
     case = {"title": "case", "clean": clean, "distorted": clean * 0, "restored": clean}
     draw_restorations([case, case], tmp_path / "a.png")
     assert np.asarray(Image.open(tmp_path / "a.png").convert("L")).std() > 10
-    with pytest.raises(TomokitError, match=r"no cases to draw in .*b\.png"):
+    with pytest.raises(TomokitError, match=r"nothing to draw in .*b\.png"):
         draw_restorations([], tmp_path / "b.png")
 
 

@@ -480,7 +480,7 @@ def test_a_mask_tells_padding_from_image():
 
 
 def test_a_picture_of_nothing_is_refused(tmp_path):
-    with pytest.raises(TomokitError, match=r"no pairs to draw in .*got an empty list"):
+    with pytest.raises(TomokitError, match=r"nothing to draw in .*got an empty list"):
         draw_registrations([], tmp_path / "x.png")
 
 

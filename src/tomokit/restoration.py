@@ -7,21 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from monai.metrics import CumulativeIterationMetric
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tomokit.errors import TomokitError
-from tomokit.files import replacing
 from tomokit.metrics import Row, mean_entry, psnr
+from tomokit.panels import Panel, PanelRow, draw_rows, middle_slice
 from tomokit.pictures import grey_range
 
 TASK = "pretraining"
 MEASURES = ("restored", "error", "error_distorted", "psnr_db", "psnr_distorted_db")
 TITLES = ("as it was", "distorted", "restored")
-ROW_INCHES, WIDTH_INCHES, DPI = 2.7, 8.0, 130
 CONVENTION = "The middle axial slice of each patch; the patient's right is on the left."
 
 
@@ -106,15 +102,6 @@ def summarise_restoration(rows: Sequence[Row]) -> dict[str, Any]:
     return {"summary": summary, "per_class": {}}
 
 
-def middle_slice(image: NDArray[Any]) -> NDArray[Any]:
-    """Return what is seen of an image (X, Y[, Z]) turned to RAS: (rows, columns), the front up, the right on the left.
-
-    Of a volume it is the axial slice in the middle.
-    """
-    plane = image if image.ndim == 2 else image[..., image.shape[2] // 2]
-    return plane[::-1, ::-1].T
-
-
 def draw_restorations(cases: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Write a PNG with a row per case: the patch as it was, distorted, restored.
 
@@ -124,22 +111,14 @@ def draw_restorations(cases: Sequence[Mapping[str, Any]], path: str | Path) -> N
     Raises:
         TomokitError: when there is no case, or the file can't be written.
     """
-    if not cases:
-        raise TomokitError(f"no cases to draw in {path}, got an empty list")
-    figure = Figure(figsize=(WIDTH_INCHES, ROW_INCHES * len(cases) + 0.5), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    rows = figure.subfigures(len(cases), 1, squeeze=False)[:, 0]
-    for row, case in zip(rows, cases, strict=True):
-        row.suptitle(case["title"], x=0.01, ha="left", fontsize=9, fontweight="bold")
+    rows = []
+    for case in cases:
         low, high = grey_range(case["clean"])
+        look = {"cmap": "gray", "vmin": low, "vmax": high}
         planes = [middle_slice(case[key]) for key in ("clean", "distorted", "restored")]
-        for ax, plane, title in zip(row.subplots(1, 3), planes, TITLES, strict=True):
-            ax.imshow(plane, cmap="gray", vmin=low, vmax=high)
-            ax.set_xlabel(title, fontsize=8)
-            ax.set(xticks=[], yticks=[])
-    figure.supxlabel(CONVENTION, fontsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+        panels = [Panel(title, plane, look) for title, plane in zip(TITLES, planes, strict=True)]
+        rows.append(PanelRow(case["title"], panels))
+    draw_rows(rows, path, CONVENTION)
 
 
 def _mean_psnr(image: Tensor, clean: Tensor, extent: float) -> float:

@@ -62,6 +62,17 @@ def check_axes(name: str, value: int | Sequence[int]) -> list[int]:
     return sorted(set(axes))
 
 
+def check_axis(axis: int) -> int:
+    """Return an axis of (X, Y, Z).
+
+    Raises:
+        TomokitError: when it is none.
+    """
+    if axis not in (0, 1, 2):
+        raise TomokitError(f"axis must be 0, 1 or 2, got {axis}")
+    return axis
+
+
 def draw_events(shape: Sequence[int] | int, prob: float) -> Tensor:
     """Return which of the events happen, bool on the CPU."""
     return torch.rand(shape) < prob

@@ -8,21 +8,10 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from tomokit.augmentation.draws import check_probability, check_range, draw_uniform
+from tomokit.augmentation.draws import check_axis, check_probability, check_range, draw_uniform
 from tomokit.augmentation.intensity import change_drawn
 from tomokit.degradation.units import spacing_of
 from tomokit.errors import TomokitError
-
-
-def check_axis(axis: int) -> int:
-    """Return an axis of (X, Y, Z).
-
-    Raises:
-        TomokitError: when it is none.
-    """
-    if axis not in (0, 1, 2):
-        raise TomokitError(f"axis must be 0, 1 or 2, got {axis}")
-    return axis
 
 
 def weigh_lines(image: Tensor, weights: Tensor, axis: int) -> Tensor:

@@ -8,11 +8,10 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from tomokit.augmentation.draws import check_axes, check_probability, check_range, draw_uniform
+from tomokit.augmentation.draws import check_axes, check_axis, check_probability, check_range, draw_uniform
 from tomokit.augmentation.intensity import change_drawn
 from tomokit.augmentation.separable import along_axes, gaussian_matrix
 from tomokit.degradation.units import spacing_of
-from tomokit.errors import TomokitError
 
 FWHM = 2.3548  # full width at half maximum of a Gaussian, in standard deviations
 LEAST_SIGMA = 0.05  # voxels, at which a Gaussian's neighbours weigh nothing
@@ -134,9 +133,7 @@ class BatchRandMissingSlicesd(MapTransform):
         super().__init__(keys)
         self.prob = check_probability("prob", prob)
         self.share_range = check_range("share_range", share_range, 0, 1)
-        if axis not in (0, 1, 2):
-            raise TomokitError(f"axis must be 0, 1 or 2, got {axis}")
-        self.axis = axis
+        self.axis = check_axis(axis)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the batch with slices missing in the drawn samples."""

@@ -3,14 +3,14 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from monai.data import DataLoader, Dataset
 from numpy.typing import NDArray
 
@@ -38,15 +38,16 @@ from tomokit.engines.evaluation import (
     write_scores,
 )
 from tomokit.engines.hardware import plain, to_channels_last, unwrap
-from tomokit.files import replacing, write_json, write_table
+from tomokit.files import write_json, write_table
 from tomokit.inference import finish_writing, write_array_behind
 from tomokit.inference.grids import interpolate_back
+from tomokit.panels import GREY, Panel, PanelRow, draw_rows, middle_slice
 from tomokit.rivals.anomalies import score_pca
 from tomokit.runs import is_main_process
 
 logger = logging.getLogger(__name__)
 
-ROW_INCHES, WIDTH_INCHES, DPI = 2.6, 8.0, 130
+SCORES = {"cmap": "magma", "vmin": 0}
 TITLES = ("normal", "with an anomaly (outline)", "score")
 CONVENTION = "Axial slices through the anomaly of the case with the middle score; the patient's right is on the left."
 Slices = list[NDArray[np.float32]]
@@ -200,29 +201,25 @@ def attach_anomaly_table(
 
 def draw_anomalies(found: Mapping[str, Slices], path: str | Path) -> None:
     """Return nothing; write a PNG with a row per kind: the normal slice, the same with an anomaly, and its scores."""
-    figure = Figure(figsize=(WIDTH_INCHES, ROW_INCHES * len(found) + 0.5), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    rows = figure.subfigures(len(found), 1, squeeze=False)[:, 0]
-    for row, (kind, (normal, altered, scores, mask)) in zip(rows, found.items(), strict=True):
-        name = f"{kind} (seen in training)" if kind in SEEN else kind
-        row.suptitle(name, x=0.01, ha="left", fontsize=9, fontweight="bold")
-        for ax, plane, title in zip(row.subplots(1, 3), (normal, altered, scores), TITLES, strict=True):
-            grey = title != TITLES[2]
-            ax.imshow(plane.T, origin="lower", cmap="gray" if grey else "magma", vmin=0, vmax=1 if grey else None)
-            if title == TITLES[1]:
-                ax.contour(mask.T, [0.5], colors="red", linewidths=0.8)
-            ax.set_xlabel(title, fontsize=8)
-            ax.set(xticks=[], yticks=[])
-    figure.supxlabel(CONVENTION, fontsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+    rows = []
+    for kind, (normal, altered, scores, mask) in found.items():
+        planes = [middle_slice(plane) for plane in (normal, altered, scores)]
+        outline = partial(_outline, mask=middle_slice(mask))
+        panels = [Panel(*own) for own in zip(TITLES, planes, (GREY, GREY, SCORES), (None, outline, None), strict=True)]
+        rows.append(PanelRow(f"{kind} (seen in training)" if kind in SEEN else kind, panels))
+    draw_rows(rows, path, CONVENTION)
+
+
+def _outline(ax: Axes, mask: NDArray[Any]) -> None:
+    """Draw the edge of a mask (H, W)."""
+    ax.contour(mask, [0.5], colors="red", linewidths=0.8)
 
 
 def _slices(volumes: Sequence[NDArray[Any]], mask: NDArray[np.bool_]) -> Slices:
-    """Return each volume's axial slice (X, Y) that shows most of the mask, the patient's right on the left."""
+    """Return each volume's axial slice (X, Y) that shows most of the mask."""
     flat = [volume if volume.ndim == 3 else volume[..., None] for volume in volumes]
     place = int(np.reshape(mask, flat[0].shape).sum((0, 1)).argmax())
-    return [np.asarray(volume[::-1, :, place], np.float32) for volume in flat]
+    return [np.asarray(volume[:, :, place], np.float32) for volume in flat]
 
 
 def _pick(rows: Sequence[Mapping[str, Any]], pictures: Mapping[tuple[str, str], Slices]) -> dict[str, Slices]:

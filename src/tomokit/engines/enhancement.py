@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 
 from tomokit.degradation.cases import KIND
@@ -25,12 +22,11 @@ from tomokit.engines.evaluation import (
 )
 from tomokit.engines.hardware import plain
 from tomokit.errors import TomokitError
-from tomokit.files import replacing
-from tomokit.geometry import spacing_from_affine
 from tomokit.inference import finish_writing
 from tomokit.intensity import unit_range
 from tomokit.metrics import mean_entry, psnr, ssim
 from tomokit.metrics.images import WINDOW
+from tomokit.panels import GREY, Panel, PanelRow, draw_rows, middle_slices, signed_look
 from tomokit.rivals.denoising import apply_filter, check_filters, choose_strength
 from tomokit.statistics import compare_means
 
@@ -41,7 +37,9 @@ DEGRADED = "degraded"  # the image as it is given, beside which everything stand
 METRICS = ("psnr", "ssim", "seconds")
 CHOSEN_ON = 4  # cases for the strength of a filter: it is one number, and changes little from case to case
 MOST_PSNR = 100.0  # dB, of an image that equals the clean one: its PSNR is infinite
-WIDTH_INCHES, ROW_INCHES, DPI = 10.0, 2.8, 130
+CONVENTION = (
+    "Middle axial slices; the patient's right is on the left. Red: brighter than the clean image. Blue: darker."
+)
 TITLES = ("clean", "degraded", "enhanced", "enhanced − clean")
 
 
@@ -217,37 +215,19 @@ def draw_enhanced(images: Sequence[Mapping[str, Any]], path: str | Path) -> None
     Raises:
         TomokitError: when there is none, an image is not 3D, or the file can't be written.
     """
-    if not images:
-        raise TomokitError(f"no images to draw in {path}, got an empty list")
-    figure = Figure(figsize=(WIDTH_INCHES, ROW_INCHES * len(images) + 0.5), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    rows = figure.subfigures(len(images), 1, squeeze=False)[:, 0]
-    for row, image in zip(rows, images, strict=True):
-        row.suptitle(image["title"], x=0.01, ha="left", fontsize=9, fontweight="bold")
-        planes, aspect = _middle_slices(image)
+    rows = []
+    for image in images:
+        planes, pixel = _middle_slices(image)
         left = planes[2] - planes[0]
-        largest = max(float(np.percentile(np.abs(planes[1] - planes[0]), 99)), 1e-6)
-        looks: list[dict[str, Any]] = [{"cmap": "gray", "vmin": 0, "vmax": 1}] * 3
-        looks.append({"cmap": "bwr", "vmin": -largest, "vmax": largest})
-        for ax, plane, title, look in zip(row.subplots(1, 4), [*planes, left], TITLES, looks, strict=True):
-            ax.imshow(plane, aspect=aspect, **look)
-            ax.set_xlabel(title, fontsize=8)
-            ax.set(xticks=[], yticks=[])
-    figure.supxlabel(
-        "Middle axial slices; the patient's right is on the left. Red: brighter than the clean image. Blue: darker.",
-        fontsize=8,
-    )
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+        looks = [GREY] * 3 + [signed_look(planes[1] - planes[0])]
+        panels = [Panel(*own) for own in zip(TITLES, [*planes, left], looks, strict=True)]
+        rows.append(PanelRow(image["title"], panels, pixel))
+    draw_rows(rows, path, CONVENTION)
 
 
-def _middle_slices(image: Mapping[str, Any]) -> tuple[list[Image], float]:
-    """Return the middle axial slices (H, W), clean, degraded, enhanced, and the height of a pixel over its width."""
+def _middle_slices(image: Mapping[str, Any]) -> tuple[list[Image], tuple[float, float]]:
+    """Return the middle axial slices (H, W), clean, degraded, enhanced, and a pixel's size in mm."""
     volumes = [np.asarray(image[name]) for name in ("clean", "degraded", "enhanced")]
     if volumes[0].ndim != 3:
         raise TomokitError(f"{image['title']}: the images must be 3D, got {volumes[0].shape}")
-    turn = io_orientation(image["affine"])
-    turned = [apply_orientation(volume, turn) for volume in volumes]
-    planes = [volume[:, :, volume.shape[2] // 2][::-1, ::-1].T for volume in turned]
-    width, height, _ = np.array(spacing_from_affine(image["affine"]))[np.argsort(turn[:, 0])]
-    return planes, float(height / width)
+    return middle_slices(volumes, image["affine"])

@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 import scipy.special
 from ignite.engine import Engine, Events
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 
 from tomokit.datasets import Entry
@@ -21,8 +18,8 @@ from tomokit.engines.hardware import unwrap
 from tomokit.engines.predicting import predict_cases
 from tomokit.engines.progress import ProgressBar
 from tomokit.errors import TomokitError, raise_problems
-from tomokit.files import replacing, write_json, write_table
-from tomokit.geometry import grid_difference, spacing_from_affine
+from tomokit.files import write_json, write_table
+from tomokit.geometry import grid_difference
 from tomokit.inference import SCANS, list_inputs
 from tomokit.pairs import (
     FILE,
@@ -33,6 +30,7 @@ from tomokit.pairs import (
     summarise_pairs,
     truth_columns,
 )
+from tomokit.panels import GREY, Panel, PanelRow, draw_rows, middle_slices, signed_look
 from tomokit.rivals import normalise_intensity
 from tomokit.rivals.pairs import MEASURES, read_scan, score_pairs
 from tomokit.runs import is_main_process, peak_memory_gb
@@ -41,10 +39,8 @@ from tomokit.volumes import read_header, stem_of, suffix_of
 logger = logging.getLogger(__name__)
 
 FIRST, SECOND = "_0000", "_0001"  # ends of the names of a pair's files
-ROW_INCHES, WIDTH_INCHES, DPI = 2.7, 8.0, 130
 TITLES = ("first scan", "second scan", "second − first")
 CONVENTION = "Middle axial slices; the patient's right is on the left. Red: brighter in the second scan. Blue: darker."
-GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1}
 
 
 def list_pairs(inputs: str | Path | Sequence[Any]) -> list[Entry]:
@@ -208,24 +204,13 @@ def draw_pairs(pairs: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     Raises:
         TomokitError: when there is no pair, the scans of a pair are not 3D of one shape, or the file can't be written.
     """
-    if not pairs:
-        raise TomokitError(f"no pairs to draw in {path}, got an empty list")
-    figure = Figure(figsize=(WIDTH_INCHES, ROW_INCHES * len(pairs) + 0.5), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    rows = figure.subfigures(len(pairs), 1, squeeze=False)[:, 0]
-    for row, pair in zip(rows, pairs, strict=True):
-        row.suptitle(pair["title"], x=0.01, ha="left", fontsize=9, fontweight="bold")
-        first, second, aspect = _middle_slices(pair)
-        largest = max(float(np.percentile(np.abs(second - first), 99)), 1e-6)
-        signed: dict[str, Any] = {"cmap": "bwr", "vmin": -largest, "vmax": largest}
-        planes, looks = (first, second, second - first), (GREY, GREY, signed)
-        for ax, plane, title, look in zip(row.subplots(1, 3), planes, TITLES, looks, strict=True):
-            ax.imshow(plane, aspect=aspect, **look)
-            ax.set_xlabel(title, fontsize=8)
-            ax.set(xticks=[], yticks=[])
-    figure.supxlabel(CONVENTION, fontsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+    rows = []
+    for pair in pairs:
+        first, second, pixel = _middle_slices(pair)
+        planes, looks = (first, second, second - first), (GREY, GREY, signed_look(second - first))
+        panels = [Panel(*own) for own in zip(TITLES, planes, looks, strict=True)]
+        rows.append(PanelRow(pair["title"], panels, pixel))
+    draw_rows(rows, path, CONVENTION)
 
 
 def _answers(output: Mapping[str, Any]) -> dict[str, Any]:
@@ -268,14 +253,11 @@ def _picture_pair(row: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str,
     return {"title": title, "first": first.array, "second": second.array, "affine": first.affine}
 
 
-def _middle_slices(pair: Mapping[str, Any]) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
-    """Return the middle axial slices (H, W) of both scans, 0 to 1, and the height of a pixel over its width."""
+def _middle_slices(pair: Mapping[str, Any]) -> tuple[NDArray[np.float32], NDArray[np.float32], tuple[float, float]]:
+    """Return the middle axial slices (H, W) of both scans, 0 to 1, and a pixel's size in mm."""
     scans = [normalise_intensity(np.asarray(pair[key])) for key in ("first", "second")]
     shapes = [scan.shape for scan in scans]
     if len(shapes[0]) != 3 or shapes[0] != shapes[1]:
         raise TomokitError(f"{pair['title']}: the scans must be 3D of one shape (X, Y, Z), got {shapes}")
-    turn = io_orientation(pair["affine"])
-    turned = [apply_orientation(scan, turn) for scan in scans]
-    first, second = (scan[:, :, scan.shape[2] // 2][::-1, ::-1].T for scan in turned)
-    width, height, _ = np.array(spacing_from_affine(pair["affine"]))[np.argsort(turn[:, 0])]
-    return first, second, float(height / width)
+    (first, second), pixel = middle_slices(scans, pair["affine"])
+    return first, second, pixel

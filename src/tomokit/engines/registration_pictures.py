@@ -1,28 +1,22 @@
 """The picture of an evaluated registration: both scans, the moved one, what is left, and how space is bent."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 
-from tomokit.errors import TomokitError
-from tomokit.files import replacing
-from tomokit.geometry import spacing_from_affine
+from tomokit.panels import GREY, Panel, PanelRow, draw_rows, middle_slices
 
 TITLES = ("fixed", "moving, centred", "moved", "moved − fixed", "displacement")
 CONVENTION = (
     "Middle axial slices of the fixed scan; the patient's right is on the left. Red: brighter in the moved scan; blue: "
     "darker. Displacement: a regular grid, as the moving scan is looked at."
 )
-ROW_INCHES, WIDTH_INCHES, DPI = 2.5, 11.0, 130
 LINES = 16  # of the drawn grid along the longer edge
-GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1}
 SIGNED: dict[str, Any] = {"cmap": "bwr", "vmin": -0.6, "vmax": 0.6}
 
 
@@ -35,40 +29,18 @@ def draw_registrations(pairs: Sequence[Mapping[str, Any]], path: str | Path) -> 
     Raises:
         TomokitError: when there is no pair, or the file can't be written.
     """
-    if not pairs:
-        raise TomokitError(f"no pairs to draw in {path}, got an empty list")
-    figure = Figure(figsize=(WIDTH_INCHES, ROW_INCHES * len(pairs) + 0.5), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    rows = figure.subfigures(len(pairs), 1, squeeze=False)[:, 0]
-    for row, pair in zip(rows, pairs, strict=True):
-        row.suptitle(pair["title"], x=0.01, ha="left", fontsize=9, fontweight="bold")
-        _draw_pair(row.subplots(1, len(TITLES)), pair)
-    figure.supxlabel(CONVENTION, fontsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+    draw_rows([_pair_row(pair) for pair in pairs], path, CONVENTION)
 
 
-def _draw_pair(axes: Sequence[Axes], pair: Mapping[str, Any]) -> None:
-    """Draw the slices of one pair."""
-    turn = io_orientation(pair["affine"])
-    width, height, _ = np.array(spacing_from_affine(pair["affine"]))[np.argsort(turn[:, 0])]
-    fixed, moving, moved = (_middle(pair[key], turn) for key in ("fixed", "moving", "moved"))
-    shown = (fixed, GREY), (moving, GREY), (moved, GREY), (moved - fixed, SIGNED)
-    for ax, (plane, look) in zip(axes, shown, strict=False):
-        ax.imshow(plane, aspect=float(height / width), **look)
-    axes[-1].imshow(fixed, aspect=float(height / width), alpha=0.4, **GREY)
-    _draw_grid(
-        axes[-1], _middle(pair["displacement"][0], turn) / width, _middle(pair["displacement"][1], turn) / height
-    )
-    for ax, title in zip(axes, TITLES, strict=True):
-        ax.set_xlabel(title, fontsize=8)
-        ax.set(xticks=[], yticks=[])
-
-
-def _middle(volume: NDArray[Any], turn: NDArray[Any]) -> NDArray[Any]:
-    """Return the middle axial slice (H, W) of a volume, the front up and the patient's right on the left."""
-    turned = apply_orientation(volume, turn)
-    return turned[:, :, turned.shape[2] // 2][::-1, ::-1].T
+def _pair_row(pair: Mapping[str, Any]) -> PanelRow:
+    """Return the slices of one pair."""
+    volumes = [*(pair[key] for key in ("fixed", "moving", "moved")), *pair["displacement"][:2]]
+    (fixed, moving, moved, right, front), pixel = middle_slices(volumes, pair["affine"])
+    lines = partial(_draw_grid, right=right / pixel[0], front=front / pixel[1])
+    planes = fixed, moving, moved, moved - fixed, fixed
+    looks = GREY, GREY, GREY, SIGNED, {**GREY, "alpha": 0.4}
+    panels = [Panel(*own) for own in zip(TITLES, planes, looks, (None, None, None, None, lines), strict=True)]
+    return PanelRow(pair["title"], panels, pixel)
 
 
 def _draw_grid(ax: Axes, right: NDArray[Any], front: NDArray[Any]) -> None:

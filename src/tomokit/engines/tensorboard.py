@@ -15,8 +15,8 @@ from torch.utils.tensorboard.summary import hparams
 
 from tomokit.engines.settings import tell_scores, tell_settings
 from tomokit.errors import TomokitError
+from tomokit.panels import middle_slice
 from tomokit.pictures import draw_counts, grey_range, overlay_slice
-from tomokit.restoration import middle_slice
 
 logger = logging.getLogger(__name__)
 
