@@ -367,6 +367,9 @@ def test_a_network_of_unknown_inputs_is_not_exported(tmp_path):
     inference = {"evaluator": {"prepare_batch": {"extra": ["weather"]}}, "patch_size": [4, 4, 4], "modality": ["CT"]}
     found = exports.export_network(nn.Identity(), inference, tmp_path, {}, {})
     assert [export.reason for export in found] == ["no example of its input is known: 'weather'"] * 2
+    del inference["patch_size"]
+    found = exports.export_network(nn.Identity(), inference, tmp_path, {}, {})
+    assert found[0].reason.endswith("is known: its config has none of patch_size, image_size, window")
 
 
 def test_an_ensemble_is_released_and_its_members_are_what_is_trained_again(plain_run, tmp_path, data):

@@ -25,6 +25,7 @@ from tomokit.release.standalone import Config
 TOLERANCE = 1e-4  # of the largest logit; float32 runtimes differ by some 1e-6
 SLICES = 8  # of the example of a network that takes any number
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+SIZES = ("patch_size", "image_size", "window")  # keys that tell the size of what a network takes, in voxels
 SHOWN = 160  # characters of a reason
 
 
@@ -140,7 +141,9 @@ def _parser(inference: Config, folder: Path) -> ConfigParser:
 def _example(parser: ConfigParser) -> dict[str, Tensor]:
     """Return an example of what the network of a config takes, the image first, drawn with a fixed seed."""
     generator = torch.Generator().manual_seed(0)
-    key = next(key for key in ("patch_size", "image_size") if key in parser.get())
+    key = next((key for key in SIZES if key in parser.get()), None)
+    if key is None:
+        raise TomokitError(f"its config has none of {', '.join(SIZES)}")
     size = [SLICES if length < 0 else length for length in parser.get_parsed_content(key)]
     own = "in_channels" in (parser.get("network_def") or {})  # of a registration both scans', each of the one modality
     channels = (
